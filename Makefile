@@ -1,0 +1,87 @@
+# Everything a stranger needs: `make demo` and `make test` set themselves up. Needs Python 3.11+ and make.
+#
+#   PYTHON=python3.12   the interpreter to build the environment with (default: the first suitable one)
+#   VENV=.venv          where the environment goes
+#   ARGS="..."          handed to pytest, the demo, the bench or the soak
+#   LIGHT=1             leave out torch and sentence-transformers (their tests are then skipped)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+ARGS ?=
+LIGHT ?=
+PY := $(VENV)/bin/python
+SOURCES := $(wildcard sharedrag demos server)
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+# Models come from installed packages: nothing may look for a hub.
+export HF_HUB_OFFLINE := 1
+
+# An interpreter suits if it is new enough and can make an environment (Debian splits `ensurepip` off).
+SUITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+
+EXTRAS := demo,dev,langchain
+FULL_EXTRAS := $(if $(LIGHT),$(EXTRAS),$(EXTRAS),sentence-transformers)
+# One torch that is known to pass; a plain `torch` may bring gigabytes of GPU libraries.
+TORCH := $(if $(LIGHT),,torch==2.13.0)
+FULL_STAMP := $(VENV)/.stamp-full$(if $(LIGHT),-light)
+DEMO_STAMP := $(VENV)/.stamp-demo
+
+.PHONY: help setup demo test check style types format bench soak clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+setup: $(FULL_STAMP) ## create the environment with everything for tests and development
+
+demo: $(DEMO_STAMP) ## four processes share one memory of a travel group; offline, about two minutes
+	$(PY) -m demos.hawaii $(ARGS)
+
+test: $(FULL_STAMP) ## run every test
+	$(PY) -m pytest $(ARGS)
+
+check: style types ## ruff and mypy --strict
+
+style: $(FULL_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(FULL_STAMP)
+	$(VENV)/bin/mypy --strict $(SOURCES)
+
+format: $(FULL_STAMP) ## rewrite the sources as ruff would have them
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(FULL_STAMP) ## print the figures: writes, reads, latency across processes, memory
+	$(PY) -m tests.bench $(ARGS)
+
+soak: $(FULL_STAMP) ## kill writers and maintainers at random for a long time; nothing may be lost
+	$(PY) -m tests.soak $(ARGS)
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+$(PY):
+	@for candidate in $(CANDIDATES); do \
+	    if "$$candidate" -c '$(SUITS)' >/dev/null 2>&1; then \
+	        echo "Creating $(VENV) with $$("$$candidate" --version)"; exec "$$candidate" -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer with venv found. Install one (on Debian: python3 and python3-venv), or say PYTHON=/path/to/python." >&2; \
+	exit 1
+
+# The interpreter is an order-only prerequisite: its time stamp is the system's, not ours.
+$(DEMO_STAMP): pyproject.toml | $(PY)
+	@echo "Installing what the demo needs"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(FULL_STAMP): pyproject.toml | $(PY)
+	@echo "Installing what tests and development need"
+	@$(PIP) --editable '.[$(FULL_EXTRAS)]' $(TORCH)
+	@touch $@ $(DEMO_STAMP)
