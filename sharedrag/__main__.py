@@ -1,0 +1,5 @@
+"""`python -m sharedrag` is the `sharedrag` command."""
+
+from sharedrag.cli import app
+
+app(prog_name="sharedrag")

@@ -1,0 +1,261 @@
+"""The `sharedrag` command: make a pool, look into it, check it, tidy it, ask it.
+
+Exit codes: 0 all is well; 1 the command failed, or `verify` found problems; 2 the command line is wrong. Errors go to
+standard error as one panel that says what failed and what to do; there are no tracebacks for what a user can meet.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from typer.core import TyperGroup
+
+from sharedrag import Pool, cli_view
+from sharedrag.embed import MINILM, load_embedder
+from sharedrag.errors import CollectionNotFound, SharedRagError
+
+WIDTH_WHEN_PIPED = 160  # columns: a table in a file or a pipe has no window to fit
+
+
+class CleanErrors(TyperGroup):
+    """Shows what a user can meet (a missing pool, a full disk, no permission) as a panel instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; turn errors of the pool and of the system into exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has seen enough: not worth a word
+        except (SharedRagError, OSError) as error:
+            _console(stderr=True).print(cli_view.error_panel(error))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=CleanErrors,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""One memory that many processes share: chat history, documents and their vectors in a **pool**.
+
+A pool is a file, best on `/dev/shm`. Every process that opens it by its path reads it in place and appends to it; what
+one writes, the others find in their very next query.
+
+```
+sharedrag create /dev/shm/team.pool --capacity "1 GiB"
+sharedrag info /dev/shm/team.pool --watch
+sharedrag ask /dev/shm/team.pool "Do I need to book parking at Diamond Head?"
+sharedrag demo
+```
+""",
+)
+
+PoolPath = Annotated[str, typer.Argument(metavar="POOL", help="Path of the pool, such as /dev/shm/team.pool.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+NodeOption = Annotated[int, typer.Option("--node", min=0, help="The node (lock domain) to attach as.")]
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_WHEN_PIPED
+    return console
+
+
+@app.command()
+def create(
+    path: PoolPath,
+    capacity: Annotated[
+        str, typer.Option("--capacity", "-c", help="How much it may hold: a number of bytes, or '512 MiB', '2 GiB'.")
+    ] = "2 GiB",
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many lock domains: one a host or container.")] = 1,
+) -> None:
+    """Make a pool. A pool that is there already is left as it is.
+
+    Memory is taken as records arrive, not now: an empty pool of 100 GiB costs next to nothing.
+
+    ```
+    sharedrag create /dev/shm/team.pool
+    sharedrag create /dev/shm/team.pool --capacity "16 GiB" --nodes 4
+    ```
+    """
+    existed = Path(path).exists()
+    with Pool.open(
+        path, create=True, capacity=capacity, nodes=nodes, name="sharedrag create", maintenance=False
+    ) as pool:
+        info = pool.info()
+    done = "It was there already and is left as it is" if existed else "Created"
+    console = _console()
+    console.print(f"{done}: {cli_view.size(info.capacity)} for records, {len(info.nodes)} node(s).", highlight=False)
+    console.print(f"Open it from any process with Pool.open({path!r}).", highlight=False, markup=False)
+
+
+@app.command()
+def info(
+    path: PoolPath,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it live until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.05, help="Seconds between looks with --watch.")] = 1.0,
+    node: NodeOption = 0,
+) -> None:
+    """Show what is in a pool, and who has it open.
+
+    Collections with their rows and segments; **lanes**, the rights to append, and which process holds each; attached
+    processes with their memory: *private* is what a process costs, *shared* is counted once however many share it.
+
+    ```
+    sharedrag info /dev/shm/team.pool
+    sharedrag info /dev/shm/team.pool --watch
+    sharedrag info /dev/shm/team.pool --json | jq .collections
+    ```
+    """
+    with Pool.open(path, node=node, name="sharedrag info", maintenance=False) as pool:
+        if as_json:
+            while True:
+                typer.echo(pool.info().model_dump_json(indent=None if watch else 2))
+                if not watch:
+                    return
+                time.sleep(every)
+        console = _console()
+        if not watch:
+            console.print(cli_view.pool_view(pool.info()))
+            return
+        with Live(cli_view.pool_view(pool.info()), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(cli_view.pool_view(pool.info()), refresh=True)
+
+
+@app.command()
+def verify(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> None:
+    """Read every record of a pool and check its sums. Exit code 1 if something is wrong.
+
+    It reads only, while others go on writing. For each problem it prints where (the offset in bytes from the start of
+    the file), what, and what to do.
+
+    ```
+    sharedrag verify /dev/shm/team.pool && echo fine
+    ```
+    """
+    with Pool.open(path, node=node, name="sharedrag verify", maintenance=False) as pool:
+        report = pool.verify()
+    _show(report.model_dump_json(indent=2) if as_json else cli_view.verify_view(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def maintain(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> None:
+    """Run one round of maintenance now: merge, drop what is superseded, give memory back.
+
+    Processes that have the pool open do this by themselves; this is for a pool that nobody has open, or for now rather
+    than soon.
+
+    ```
+    sharedrag maintain /dev/shm/team.pool
+    ```
+    """
+    with Pool.open(path, node=node, name="sharedrag maintain", maintenance=False) as pool:
+        report = pool.maintain()
+    _show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
+
+
+@app.command()
+def ask(
+    path: PoolPath,
+    question: Annotated[str, typer.Argument(help="The question, in your own words.")],
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", help="Where to look. Default: 'history', or the only one with vectors."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many answers.")] = 5,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="Only records with this KEY=VALUE; may be repeated.")
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option("--embedder", help="light or sentence-transformers. Default: what the collection asks for."),
+    ] = None,
+    as_json: AsJson = False,
+    node: NodeOption = 0,
+) -> None:
+    """Ask the pool: the nearest records, with who said it, when, and how near it is.
+
+    ```
+    sharedrag ask /dev/shm/hawaii.pool "Is there a ferry to Maui?"
+    sharedrag ask /dev/shm/hawaii.pool "Where to snorkel?" -k 3 --where author=Leilani
+    ```
+    """
+    conditions = _conditions(where or [])
+    with Pool.open(path, node=node, name="sharedrag ask", maintenance=False) as pool:
+        searched = pool.collection(collection or _collection_to_ask(pool))
+        model = load_embedder(embedder or searched.embedding_model or MINILM)
+        started = time.perf_counter()
+        vector = model.embed_query(question)
+        embedded = time.perf_counter()
+        hits = searched.search(vector, k=count, filter=conditions or None)
+        seconds = (embedded - started, time.perf_counter() - embedded)
+        rows = len(searched)
+    if as_json:
+        _show(json.dumps([cli_view.hit_json(hit) for hit in hits], ensure_ascii=False, indent=2))
+    else:
+        _show(cli_view.answers_view(question, hits, searched.name, rows, seconds))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def demo(ctx: typer.Context) -> None:
+    """Watch four processes share one memory: a Hawaii travel group's chat, offline, in about two minutes.
+
+    Options are the demo's own: `sharedrag demo --help` lists them.
+
+    ```
+    sharedrag demo
+    sharedrag demo --quick
+    ```
+    """
+    if importlib.util.find_spec("demos") is None:
+        raise SharedRagError("the demo is not installed", operation="demo", hint="Run it in a clone, with `make demo`")
+    # The demo becomes this process, so that Ctrl-C and the exit code are its own.
+    os.execv(sys.executable, [sys.executable, "-m", "demos.hawaii", *ctx.args])
+
+
+def _show(what: RenderableType) -> None:
+    if isinstance(what, str):
+        typer.echo(what)
+    else:
+        _console().print(what)
+
+
+def _collection_to_ask(pool: Pool) -> str:
+    """`history` if there is one, else the only collection with vectors; CollectionNotFound if none or several."""
+    searchable = [one.name for one in pool.info().collections if one.dimension]
+    if "history" in searchable or len(searchable) == 1:
+        return "history" if "history" in searchable else str(searchable[0])
+    hint = f"Choose with --collection: {', '.join(searchable)}" if searchable else "Write records with vectors first"
+    what = "there are several collections with vectors" if searchable else "there is no collection with vectors"
+    raise CollectionNotFound(what, operation="ask", path=pool.path, hint=hint)
+
+
+def _conditions(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs as a filter; a value that is JSON (7, true, "7") is taken as such, else as text."""
+    conditions = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not key or not separator:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--where")
+        try:
+            conditions[key] = json.loads(value)
+        except ValueError:
+            conditions[key] = value
+    return conditions
