@@ -1,6 +1,6 @@
 """Filters over a record's metadata: what they mean, how they are written, and what they let a scan skip.
 
-A filter is `Where(key, op, value)`, or `And`, `Or`, `Not` of filters. `parse` reads the dict form that callers write:
+A filter is `Where(name, op, value)`, or `And`, `Or`, `Not` of filters. `parse` reads the dict form that callers write:
 `{"room": "hawaii", "year": {">=": 2020}, "$or": [{"lang": "en"}, {"lang": {"is_empty": True}}]}`.
 
 What an operator answers is what LlamaIndex's own helper answers wherever that answers at all:
@@ -56,25 +56,25 @@ def _invalid(what: str, hint: str) -> InvalidFilter:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The record's value under `key` compared with `value` by `op`; raises `InvalidFilter` if that means nothing."""
+    """The record's value under the key `name` compared with `value` by `op`; `InvalidFilter` if that means nothing."""
 
-    key: str
+    name: str
     op: str = "=="
     value: Any = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str):
-            raise _invalid(f"a filter's key is a {type(self.key).__name__}", "Keys are strings")
+        if not isinstance(self.name, str):
+            raise _invalid(f"a filter's key is a {type(self.name).__name__}", "Keys are strings")
         if self.op not in OPERATORS:
             meant = _MEANT.get(str(self.op).lstrip("$"))
             hint = f"Write {meant!r}" if meant else "Operators: " + " ".join(OPERATORS)
-            raise _invalid(f"no operator {self.op!r} (on {self.key!r})", hint)
-        object.__setattr__(self, "value", None if self.op == "is_empty" else _as_json(self.value, self.key))
+            raise _invalid(f"no operator {self.op!r} (on {self.name!r})", hint)
+        object.__setattr__(self, "value", None if self.op == "is_empty" else _as_json(self.value, self.name))
         self._check_value()
 
     def _check_value(self) -> None:
         op, value = self.op, self.value
-        what = f"{op!r} on {self.key!r} compared with {value!r:.80}"
+        what = f"{op!r} on {self.name!r} compared with {value!r:.80}"
         if op in _LISTS and not isinstance(value, tuple):
             raise _invalid(what, "It takes a list")
         if op in _TEXTS and not isinstance(value, str):
@@ -84,7 +84,7 @@ class Where:
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a record with this metadata passes."""
-        held = metadata.get(self.key)
+        held = metadata.get(self.name)
         if self.op == "is_empty":
             return held is None or held == "" or held == []
         if held is None:
@@ -96,7 +96,7 @@ class Where:
 
         Only a string has one spelling in JSON: 1, 1.0 and true are equal, so of a number only the key is certain.
         """
-        key = None if self.op in ("!=", "nin", "is_empty") else _json(self.key)
+        key = None if self.op in ("!=", "nin", "is_empty") else _json(self.name)
         if key is None:
             return []
         values = self.value if isinstance(self.value, tuple) else (self.value,)
@@ -107,9 +107,9 @@ class Where:
         inside = self.op in ("contains", "text_match", "all") or (self.op == "any" and len(values) == 1)
         return _distinct([key + b":", *(one[1:-1] for one in strings if inside and len(one) > 2)])
 
-    def canonical(self) -> str:
+    def key(self) -> str:
         """The filter as text, fit to be the key of a cache: the same text, the same answers."""
-        return repr((self.op, self.key, self.value))
+        return repr((self.op, self.name, self.value))
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -129,9 +129,9 @@ class And:
         """As `Where.needles`: what one part needs, all need."""
         return _distinct(needle for part in self.parts for needle in part.needles())
 
-    def canonical(self) -> str:
-        """As `Where.canonical`; the order of the parts does not count."""
-        return f"and({','.join(sorted({part.canonical() for part in self.parts}))})"
+    def key(self) -> str:
+        """As `Where.key`; the order of the parts does not count."""
+        return f"and({','.join(sorted({part.key() for part in self.parts}))})"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -153,9 +153,9 @@ class Or:
         found = (one for needles in each for one in needles)
         return _distinct(one for one in found if all(any(one in other for other in needles) for needles in each))
 
-    def canonical(self) -> str:
-        """As `Where.canonical`; the order of the parts does not count."""
-        return f"or({','.join(sorted({part.canonical() for part in self.parts}))})"
+    def key(self) -> str:
+        """As `Where.key`; the order of the parts does not count."""
+        return f"or({','.join(sorted({part.key() for part in self.parts}))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +175,9 @@ class Not:
         """None: what a record lacks is in no place."""
         return []
 
-    def canonical(self) -> str:
-        """As `Where.canonical`."""
-        return f"not({self.part.canonical()})"
+    def key(self) -> str:
+        """As `Where.key`."""
+        return f"not({self.part.key()})"
 
 
 def parse(given: Mapping[str, Any] | Filter | None) -> Filter | None:
@@ -208,7 +208,8 @@ def _parse_item(key: Any, value: Any) -> list[Filter]:
         return [Not(_parse_part(key, value))]
     if key.startswith("$"):
         raise _invalid(
-            f"no {key!r} here", "Between filters there are $and, $or and $not; for such a key use Where(key, op, value)"
+            f"no {key!r} here",
+            "Between filters there are $and, $or and $not; for such a key use Where(name, op, value)",
         )
     if isinstance(value, Mapping):
         if not value:
