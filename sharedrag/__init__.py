@@ -1,0 +1,55 @@
+"""sharedrag: a shared-memory chat-history RAG store that many processes read and write together."""
+
+from sharedrag.collection import Collection, Hit, Record
+from sharedrag.errors import (
+    CollectionDropped,
+    CollectionMismatch,
+    CollectionNotFound,
+    InvalidFilter,
+    InvalidRecord,
+    NotAPool,
+    PoolBusy,
+    PoolClosed,
+    PoolDamaged,
+    PoolFull,
+    PoolNotFound,
+    PoolReplaced,
+    PoolTruncated,
+    PoolVersionUnsupported,
+    RecordTooLarge,
+    SharedRagError,
+    UnsupportedFileSystem,
+    UnsupportedPlatform,
+)
+from sharedrag.filters import And, Filter, Not, Or, Where
+from sharedrag.pool import Pool
+
+__all__ = [
+    "And",
+    "Collection",
+    "CollectionDropped",
+    "CollectionMismatch",
+    "CollectionNotFound",
+    "Filter",
+    "Hit",
+    "InvalidFilter",
+    "InvalidRecord",
+    "Not",
+    "NotAPool",
+    "Or",
+    "Pool",
+    "PoolBusy",
+    "PoolClosed",
+    "PoolDamaged",
+    "PoolFull",
+    "PoolNotFound",
+    "PoolReplaced",
+    "PoolTruncated",
+    "PoolVersionUnsupported",
+    "Record",
+    "RecordTooLarge",
+    "SharedRagError",
+    "UnsupportedFileSystem",
+    "UnsupportedPlatform",
+    "Where",
+]

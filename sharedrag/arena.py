@@ -1,0 +1,237 @@
+"""One process's attachment to a pool: its mapping, session, view of all manifests, and the right to change its node's.
+
+Lock order: lane, then node; whoever holds a node's lock only tries for anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from sharedrag import layout, locks, manifest, order, superblock
+from sharedrag import region as regions
+from sharedrag.errors import PoolClosed, PoolDamaged
+from sharedrag.manifest import Entry, Manifest
+from sharedrag.region import Region
+from sharedrag.segment import Segment
+from sharedrag.session import Pin, Session, write_label
+
+
+class Snapshot(NamedTuple):
+    """All nodes' manifests at one moment, and the pin that keeps what they show."""
+
+    manifests: tuple[Manifest, ...]
+    roots: tuple[int, ...]
+    pin: Pin
+
+
+class Arena:
+    """The attachment; see the module. Safe to use from many threads, and across `fork`."""
+
+    def __init__(self, path: str, node: int, label: str, lock_timeout_s: float) -> None:
+        """Attach to an existing pool; raises what `superblock.read`, `Region.open` and `Session` raise."""
+        order.require_ordered_platform()
+        self.path = os.path.realpath(path)
+        self.node = node
+        self.label = label or Path(sys.argv[0] or "python").name
+        self.lock_timeout_s = lock_timeout_s
+        self.geometry = superblock.read(self.path)
+        self._check_geometry()
+        self.region = Region.open(self.path, self.geometry.file_size)
+        locks.check_locks_work(self.path, layout.NAMED_LOCKS_OFFSET - 2 - 2 * (os.getpid() % 100_000))
+        self.session = Session(self.region, self.geometry, node, self.label)
+        self.guard = threading.RLock()
+        self._node_guards = [threading.Lock() for _ in range(self.geometry.nodes)]
+        self._root_indexes = [manifest.root_index(self.geometry, index) for index in range(self.geometry.nodes)]
+        self._segments: dict[int, Segment] = {}
+        self.closed = False
+        self._child_session: Session | None = None
+        try:
+            self.current = Snapshot((), (), self.session.pin_newest())
+            self.current = self._load()
+        except BaseException:
+            self.session.close()
+            self.region.close()
+            raise
+
+    def _check_geometry(self) -> None:
+        if not 0 <= self.node < self.geometry.nodes:
+            raise ValueError(f"node {self.node}: the pool at {self.path} has nodes 0 to {self.geometry.nodes - 1}")
+
+    # ------------------------------------------------------------------ reading the manifests
+
+    def refresh(self) -> Snapshot:
+        """The newest snapshot: a comparison of root words when nothing changed."""
+        current = self.current
+        words = self.region.words
+        for index, seen in zip(self._root_indexes, current.roots, strict=True):
+            if words[index] != seen:
+                with self.guard:
+                    if self.closed:
+                        raise self.closed_error()
+                    self.region.check_not_replaced()
+                    self.current = self._load()
+                    return self.current
+        if self.closed:
+            raise self.closed_error()
+        return current
+
+    def _load(self) -> Snapshot:
+        """Load all manifests under the current, older pin, and pin what was loaded."""
+        words = self.region.words
+        while True:
+            roots = tuple(words[index] for index in self._root_indexes)
+            manifests = [self._load_node(node, roots[node]) for node in range(self.geometry.nodes)]
+            lagging = [
+                node
+                for one in manifests
+                for node, least in enumerate(one.relies_on[: self.geometry.nodes])
+                if manifests[node].generation < least
+            ]
+            if lagging:
+                continue  # a manifest that this one relies on was published meanwhile: read it too
+            found = tuple(manifests)
+            roots = tuple(order.checked(one.generation) for one in found)
+            live = {uid for one in found for uid, entry in one.by_uid.items() if entry.kind == manifest.Kind.SEGMENT}
+            for uid in self._segments.keys() - live:
+                self._segments.pop(uid, None)
+            return Snapshot(found, roots, self.session.pin(found))
+
+    def _load_node(self, node: int, root: int) -> Manifest:
+        current = self.current
+        if current.roots and current.roots[node] == root:
+            return current.manifests[node]
+        found = manifest.load(self.region, self.geometry, node)
+        if current.roots and found.generation < current.manifests[node].generation:
+            raise PoolDamaged(
+                f"the generation of node {node} went back from {current.manifests[node].generation} to {found.generation}",
+                offset=self._root_indexes[node] << 3,
+                operation="refresh",
+                path=self.path,
+            )
+        return found
+
+    def segment(self, node: int, entry: Entry) -> Segment:
+        """The segment of a manifest entry, opened once per process."""
+        found = self._segments.get(entry.uid)
+        if found is None:
+            extents = self.geometry.extents_per_node
+            if entry.first_extent + entry.extents > extents:
+                raise PoolDamaged("an entry leads beyond the pool", offset=0, operation="open segment", path=self.path)
+            offset = self.geometry.extent_offset(node, entry.first_extent)
+            found = Segment(self.region, offset, entry.uid, entry.extents * layout.EXTENT_SIZE)
+            self._segments[entry.uid] = found
+        return found
+
+    # ------------------------------------------------------------------ changing the node's manifest
+
+    @contextmanager
+    def node_locked(self, operation: str, node: int | None = None, *, wait: bool = True) -> Iterator[Manifest | None]:
+        """Hold a node's lock; yields its newest manifest, or None when not `wait` and it is held by somebody.
+
+        Raises `PoolBusy` with the holder's name when it is not free in time.
+        """
+        node = self.node if node is None else node
+        area = self.geometry.node_offset(node)
+        offset = area + layout.ROOT_OFFSET
+        holder = (area + layout.NODE_HOLDER_OFFSET) >> 3
+        guard = self._node_guards[node]
+        if not guard.acquire(timeout=self.lock_timeout_s if wait else 0):
+            if not wait:
+                yield None
+                return
+            raise locks.PoolBusy("another thread of this process holds the node lock", operation=operation, path=self.path)
+        try:
+            own = self.session.locks
+            if wait:
+                own.lock(offset, self.lock_timeout_s, lambda: f"node {node}'s lock is held by {self._holder(holder)}", operation)
+            elif not own.try_lock(offset):
+                yield None
+                return
+            try:
+                self.region.words[holder] = os.getpid()
+                self.region.words[holder + 1] = time.time_ns() // 1000
+                yield manifest.load(self.region, self.geometry, node)
+            finally:
+                self.region.words[holder] = 0
+                own.unlock(offset)
+        finally:
+            guard.release()
+
+    def _holder(self, index: int) -> str:
+        pid, since_us = self.region.words[index], self.region.words[index + 1]
+        held_s = max(0.0, time.time() - since_us / 1e6)
+        return f"process {pid} for {held_s:.1f} s" if pid else "a process that is just taking or leaving it"
+
+    def publish(self, new: Manifest) -> None:
+        """Publish a manifest of a node. REQUIRES: that node's lock."""
+        manifest.publish(self.region, self.geometry, new)
+
+    def note_boot(self) -> None:
+        """Write this boot's id and the node's label into the node area, once per boot."""
+        start = self.geometry.node_offset(self.node)
+        mine = superblock.boot_id()
+        if bytes(self.region.bytes[start + layout.BOOT_ID_OFFSET : start + layout.BOOT_ID_OFFSET + 16]) != mine:
+            with self.node_locked("attach"):
+                self.region.bytes[start + layout.BOOT_ID_OFFSET : start + layout.BOOT_ID_OFFSET + 16] = mine
+                write_label(self.region, start + layout.NODE_LABEL_OFFSET, layout.LABEL_SIZE, self.label)
+
+    # ------------------------------------------------------------------ closing and forking
+
+    def closed_error(self) -> PoolClosed:
+        """The error for any use after `close`."""
+        return PoolClosed("the pool was closed", operation="use", path=self.path, hint="Open it again with `Pool.open`")
+
+    def close(self) -> None:
+        """Release everything; views that callers still hold stay valid, and pinned, until they are gone."""
+        with self.guard:
+            if self.closed:
+                return
+            self.closed = True
+            self._segments.clear()
+            self.current = self.current._replace(pin=None)  # type: ignore[arg-type]
+            self.session.close()
+            self.region.close()
+
+    def before_fork(self) -> None:
+        """Claim the child's session, at our oldest pin, so that the views it inherits stay valid."""
+        self.guard.acquire()
+        self.session.hold()
+        oldest = self.session.oldest()
+        if oldest is None:
+            return
+        try:
+            self._child_session = Session(self.region, self.geometry, self.node, self.label)
+            self._child_session.adopt(oldest)
+        except (OSError, locks.PoolBusy):
+            self._child_session = None  # the child's handle is closed then, and says so when used
+
+    def after_fork_in_parent(self) -> None:
+        """Drop our copy of the child's session; the child's own copy keeps it."""
+        if self._child_session is not None:
+            self._child_session.locks.close()
+            self._child_session = None
+        self.session.let_go()
+        self.guard.release()
+
+    def after_fork_in_child(self) -> None:
+        """Take the session that was claimed for us; everything of the parent's is left alone."""
+        self.guard = threading.RLock()
+        self._node_guards = [threading.Lock() for _ in range(self.geometry.nodes)]
+        self.session.move_to_child(self._child_session)
+        if self._child_session is None:
+            self.closed = True
+        self._child_session = None
+
+
+def suitable_path(path: str | os.PathLike[str]) -> str:
+    """The absolute path, after a look at its file system; raises `UnsupportedFileSystem`."""
+    absolute = os.path.realpath(os.fspath(path))
+    regions.refuse_unsuitable_file_system(absolute)
+    return absolute

@@ -1,0 +1,242 @@
+"""From what a caller passes to the bytes that a segment stores: the one place where records are validated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from sharedrag.errors import InvalidRecord
+from sharedrag.segment import DELETE_FLAGS, FLAGS, HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
+
+ID_BYTES_MAX = 64 * 1024
+_NORM_TOLERANCE = 1e-6  # |v|^2 this near to 1 is a unit vector up to float32 rounding
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ONE_US = timedelta(microseconds=1)
+_EMPTY = b""
+
+
+class Batch(NamedTuple):
+    """Rows ready to be appended; all lists have one item per row, deletes first."""
+
+    ids: list[bytes]
+    hashes: list[int]
+    texts: list[bytes]
+    metadata: list[bytes]
+    flags: list[int]
+    created_us: list[int] | None  # None: the time of the append
+    vectors: npt.NDArray[np.generic] | None  # (rows, dimension) as stored, C-contiguous; zeros where a row has none
+    norm_bits: list[int] | None  # None: all 1.0
+
+
+def invalid(what: str, hint: str) -> InvalidRecord:
+    """The error for a record that cannot be stored."""
+    return InvalidRecord(what, operation="put", hint=hint)
+
+
+def encode_id(given: object) -> bytes:
+    """An id's UTF-8 bytes; raises `InvalidRecord` unless it is a str of 1 to 65,536 encodable bytes."""
+    if not isinstance(given, str):
+        raise invalid(f"id {given!r:.80} is a {type(given).__name__}", "Ids are strings")
+    try:
+        encoded = given.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"id {given!r:.80} is not valid Unicode: {error.reason}", "Remove lone surrogates") from None
+    if not encoded:
+        raise invalid("an id is empty", "Give each record an id of at least one character")
+    if len(encoded) > ID_BYTES_MAX:
+        raise invalid(f"an id has {len(encoded):,} bytes", f"Ids may have up to {ID_BYTES_MAX:,} bytes; keep the rest in metadata")
+    return encoded
+
+
+def _encode_text(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise invalid(f"a text is a {type(text).__name__}", "Texts are strings or None")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"a text is not valid Unicode: {error.reason}", "Decode it with errors='replace' first") from None
+
+
+def encode_metadata(metadata: object) -> bytes:
+    """Metadata as JSON bytes; raises `InvalidRecord` unless it is a mapping of JSON values with string keys.
+
+    datetime, date, time, UUID and enum values become strings as orjson writes them; NaN and infinity are refused.
+    """
+    if not isinstance(metadata, Mapping):
+        raise invalid(f"metadata is a {type(metadata).__name__}", "Metadata is a dict or None")
+    try:
+        encoded = orjson.dumps(metadata if isinstance(metadata, dict) else dict(metadata))
+    except TypeError as error:
+        raise invalid(f"metadata is not JSON: {error}", "Use strings, numbers, booleans, None, lists and dicts with string keys") from None
+    if b"null" in encoded and _has_non_finite(metadata):
+        raise invalid("metadata holds NaN or infinity", "JSON has no such numbers; use None or a string")
+    return encoded
+
+
+def _has_non_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(_has_non_finite(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_non_finite(item) for item in value)
+    return False
+
+
+def microseconds(moment: object) -> int:
+    """A moment in microseconds since 1970; a datetime without a zone is UTC. Raises `InvalidRecord`."""
+    if not isinstance(moment, datetime):
+        raise invalid(f"created is a {type(moment).__name__}", "Give a datetime, or one for each record")
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _ONE_US
+
+
+def moment(created_us: int) -> datetime:
+    """The UTC datetime of microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=created_us)
+
+
+def _items(given: Any, name: str, count: int) -> Sequence[Any]:
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+        raise invalid(f"{name} is a {type(given).__name__}", f"{name} is a list with one item for each id")
+    if len(given) != count:
+        raise invalid(f"{count} ids, but {len(given)} {name}", "Give one for each id (None where a record has none)")
+    return given  # type: ignore[no-any-return]
+
+
+def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.float32]:
+    """Vectors as a C-contiguous (n, dimension) float32 array; raises `InvalidRecord` for another shape or kind."""
+    try:
+        array = np.ascontiguousarray(given, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRecord(f"vectors are not numbers: {error}", operation=operation, hint=f"Give (n, {dimension}) float32") from None
+    if array.ndim != 2 or array.shape[1] != dimension:
+        raise InvalidRecord(
+            f"vectors have shape {array.shape}", operation=operation, hint=f"This collection takes (n, {dimension}); check the embedding model"
+        )
+    return array
+
+
+def squared_norms(vectors: npt.NDArray[np.float32], metric: str, operation: str) -> npt.NDArray[np.float32]:
+    """|v|^2 of each row, (n,) float32; raises `InvalidRecord` for NaN or infinity, and under cosine for zero vectors."""
+    if len(vectors) == 1:
+        row = vectors[0]
+        squares = np.asarray([row.dot(row)], np.float32)
+    else:
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    finite = np.isfinite(squares)
+    if not finite.all() and not np.isfinite(vectors).all():
+        at = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise InvalidRecord(f"vector {at} holds NaN or infinity", operation=operation, hint="Check what the embedding model returned")
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        raise InvalidRecord(f"vector {at} is too long for float32", operation=operation, hint="Scale it down")
+    if metric == "cosine" and not squares.all():
+        at = int(np.flatnonzero(squares == 0)[0])
+        raise InvalidRecord(f"vector {at} is zero", operation=operation, hint="Cosine needs a direction; store that record without a vector")
+    return squares
+
+
+def unit(vectors: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[int] | None]:
+    """Unit vectors and the bits of the lengths they had; (the same array, None) if they were unit vectors already."""
+    if len(squares) == 1:
+        if abs(float(squares[0]) - 1.0) <= _NORM_TOLERANCE:
+            return vectors, None
+    elif bool((np.abs(squares - 1.0) <= _NORM_TOLERANCE).all()):
+        return vectors, None
+    norms = np.sqrt(squares)
+    norms[np.abs(squares - 1.0) <= _NORM_TOLERANCE] = 1.0
+    if not (norms > 1e-18).all():  # subnormal squares: measure in double precision
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1).astype(np.float32)
+    return vectors / norms[:, None], norms.view(np.uint32).tolist()
+
+
+def _stored_vectors(
+    given: Any, count: int, dimension: int | None, metric: str, dtype: str
+) -> tuple[npt.NDArray[np.generic] | None, list[int] | None, list[bool] | None]:
+    """(vectors as stored, norm bits, which rows have one or None for all)."""
+    if dimension is None:
+        raise invalid("vectors given to a collection without them", "Make the collection with dimension=...")
+    present = None
+    if isinstance(given, (list, tuple)) and any(item is None for item in given):
+        _items(given, "vectors", count)
+        present = [item is not None for item in given]
+        if not any(present):
+            return None, None, present
+        filled = np.zeros((count, dimension), np.float32)
+        filled[present] = as_vectors([item for item in given if item is not None], dimension, "put")
+        squares = np.ones(count, np.float32)
+        squares[present] = squared_norms(filled[present], metric, "put")
+        vectors = filled
+    else:
+        vectors = as_vectors(given, dimension, "put")
+        _items(vectors, "vectors", count)
+        squares = squared_norms(vectors, metric, "put")
+    norm_bits = None
+    if metric == "cosine":
+        vectors, norm_bits = unit(vectors, squares)
+    if dtype == "float16":
+        halves = vectors.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise invalid("a vector does not fit float16 (beyond 65,504)", "Scale it down or use dtype='float32'")
+        return halves, norm_bits, present
+    return vectors, norm_bits, present
+
+
+def encode(
+    ids: Sequence[str],
+    vectors: Any,
+    texts: Any,
+    metadata: Any,
+    created: Any,
+    delete: Sequence[str],
+    dimension: int | None,
+    metric: str,
+    dtype: str,
+) -> Batch:
+    """Validate and encode a batch of deletes and puts; raises `InvalidRecord` before anything is written."""
+    count, deletes = len(ids), len(delete)
+    encoded = [encode_id(one) for one in delete]
+    encoded += [encode_id(one) for one in ids]
+    rows = deletes + count
+    stored, norm_bits, present = None, None, None
+    flags = PUT
+    if vectors is not None and count:
+        stored, norm_bits, present = _stored_vectors(vectors, count, dimension, metric, dtype)
+        flags |= HAS_VECTOR
+    text_bytes = [_EMPTY] * rows
+    metadata_bytes = [_EMPTY] * rows
+    all_flags = [DELETE_FLAGS] * deletes + [flags] * count
+    if present is not None:
+        for index, has in enumerate(present):
+            if not has:
+                all_flags[deletes + index] &= ~HAS_VECTOR
+    if texts is not None:
+        for index, text in enumerate(_items(texts, "texts", count), deletes):
+            if text is not None:
+                text_bytes[index] = _encode_text(text)
+                all_flags[index] |= HAS_TEXT
+    if metadata is not None:
+        for index, one in enumerate(_items(metadata, "metadata", count), deletes):
+            if one is not None:
+                metadata_bytes[index] = encode_metadata(one)
+                all_flags[index] |= HAS_METADATA
+    for index in range(deletes, rows):
+        all_flags[index] = FLAGS[all_flags[index] & 15]
+    if stored is not None and deletes:
+        stored = np.concatenate([np.zeros((deletes, stored.shape[1]), stored.dtype), stored])
+        norm_bits = None if norm_bits is None else [NORM_ONE] * deletes + norm_bits
+    created_us = None
+    if created is not None:
+        if isinstance(created, datetime):
+            created_us = [microseconds(created)] * rows
+        else:
+            created_us = [microseconds(one) for one in _items(created, "created", count)]
+            created_us = [created_us[0]] * deletes + created_us if count else None
+    hashes = [hash31(one) for one in encoded]
+    return Batch(encoded, hashes, text_bytes, metadata_bytes, all_flags, created_us, stored, norm_bits)

@@ -1,0 +1,124 @@
+"""Collections by name: found in any node's manifest, declared in one's own, dropped in all."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sharedrag import faults, info, order
+from sharedrag.arena import Arena
+from sharedrag.errors import CollectionMismatch, CollectionNotFound
+from sharedrag.manifest import CollectionEntry, Entry, Manifest, State
+from sharedrag.roll import declare
+
+METRICS = ("cosine", "ip", "l2")
+DTYPES = ("float32", "float16")
+DIMENSION_MAX = 65_536
+NAME_BYTES_MAX = 255
+
+
+class Defined(Protocol):
+    """Anything with a collection's definition."""
+
+    name: str
+    dimension: int | None
+    metric: str
+    dtype: str
+    embedding_model: str | None
+
+
+def definition(name: str, dimension: int | None, metric: str, dtype: str, embedding_model: str | None) -> CollectionEntry:
+    """The definition asked for, not yet numbered; raises ValueError for an impossible one."""
+    if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX:
+        raise ValueError(f"collection name {name!r:.80}: want a str of 1 to {NAME_BYTES_MAX} bytes")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"collection name {name!r:.80}: not valid Unicode") from None
+    if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= DIMENSION_MAX):
+        raise ValueError(f"dimension {dimension!r}: want an int from 1 to {DIMENSION_MAX:,}, or None for no vectors")
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r}: want one of {', '.join(METRICS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: want one of {', '.join(DTYPES)}")
+    return CollectionEntry(0, name, dimension, metric, dtype, embedding_model, info.now_us())
+
+
+def find(arena: Arena, name: str) -> CollectionEntry | None:
+    """The collection's definition in the newest manifests (of the lowest node that has it), or None."""
+    for one in arena.refresh().manifests:
+        found = one.collection(name)
+        if found is not None:
+            return found
+    return None
+
+
+def differs(one: Defined, other: Defined) -> bool:
+    """True if the two cannot be the same collection."""
+    return (one.dimension, one.metric, one.dtype) != (other.dimension, other.metric, other.dtype)
+
+
+def check_same(found: CollectionEntry, wanted: CollectionEntry, path: str) -> None:
+    """Raise `CollectionMismatch` unless what exists is what is wanted (without a dimension: whatever exists)."""
+    models = {found.embedding_model, wanted.embedding_model} - {None}
+    if len(models) < 2 and (wanted.dimension is None or not differs(found, wanted)):
+        return
+    raise CollectionMismatch(
+        f"collection {found.name!r} exists with dimension={found.dimension}, metric={found.metric!r}, dtype={found.dtype!r}, "
+        f"embedding_model={found.embedding_model!r}; asked for dimension={wanted.dimension}, metric={wanted.metric!r}, "
+        f"dtype={wanted.dtype!r}, embedding_model={wanted.embedding_model!r}",
+        operation="collection",
+        path=path,
+        hint="Use its definition, another name, or drop it first",
+    )
+
+
+def find_or_declare(arena: Arena, wanted: CollectionEntry) -> CollectionEntry:
+    """The collection's entry, declared in this node's catalog if no node has it. Raises `CollectionMismatch`."""
+    found = find(arena, wanted.name)
+    if found is None:
+        declare(arena, wanted)
+        order.fence_all_processes()  # of two nodes that declare at once, at least one now sees the other
+        found = find(arena, wanted.name) or wanted
+        try:
+            check_same(found, wanted, arena.path)
+        except CollectionMismatch:
+            _withdraw(arena, wanted.name)
+            raise
+    check_same(found, wanted, arena.path)
+    return found
+
+
+def _withdraw(arena: Arena, name: str) -> None:
+    with arena.node_locked("collection") as current:
+        assert current is not None
+        arena.publish(current.successor(collections=tuple(one for one in current.collections if one.name != name)))
+
+
+def drop(arena: Arena, name: str) -> None:
+    """Retire a collection's entries in every node and take it from the catalogs. Raises `CollectionNotFound`, `PoolBusy`."""
+    dropped = False
+    for node in range(arena.geometry.nodes):
+        if arena.refresh().manifests[node].collection(name) is None:
+            continue
+        with arena.node_locked("drop", node) as current:
+            assert current is not None
+            found = current.collection(name)
+            if found is not None:
+                arena.publish(_without(current, found))
+                dropped = True
+        faults.passing("drop.published")
+    if not dropped:
+        raise CollectionNotFound(f"no collection {name!r}", operation="drop", path=arena.path, hint="`sharedrag info` lists them")
+    arena.refresh()
+
+
+def _without(current: Manifest, found: CollectionEntry) -> Manifest:
+    at = current.generation + 1
+    changed: dict[int, Entry | None] = {
+        entry.uid: entry._replace(state=State.RETIRED, retired_at=at)
+        for entry in current.entries
+        if entry.collection == found.number and entry.visible
+    }
+    return current.with_entries(changed, collections=tuple(one for one in current.collections if one is not found))
+
+

@@ -1,0 +1,277 @@
+"""A collection: put, get, delete, search and scan over all lanes' segments of all nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+from sharedrag import arrow, batch, search
+from sharedrag.errors import InvalidRecord
+from sharedrag.filters import Filter, parse
+from sharedrag.live import LiveRows, Part, View
+from sharedrag.manifest import CollectionEntry
+from sharedrag.masks import Masks
+from sharedrag.segment import HAS_VECTOR, RawRow, Segment, hash31
+
+if TYPE_CHECKING:
+    from sharedrag.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored record; `vector` is (dimension,) float32 as it was given, None if it has none."""
+
+    id: str
+    text: str | None
+    metadata: dict[str, Any]
+    created: datetime
+    vector: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A found record; a higher `score` is better under every metric."""
+
+    id: str
+    score: float
+    text: str | None
+    metadata: dict[str, Any]
+    created: datetime
+
+
+class Collection:
+    """Made by `Pool.collection`. One object may be used by many threads, and crosses `fork` and pickling."""
+
+    def __init__(self, pool: Pool, definition: CollectionEntry) -> None:
+        """Use `Pool.collection` instead."""
+        self.pool = pool
+        self.name = definition.name
+        self.dimension = definition.dimension
+        self.metric = definition.metric
+        self.dtype = definition.dtype
+        self.embedding_model = definition.embedding_model
+        self.live = LiveRows(pool.arena, definition.name)
+        self.masks = Masks()
+
+    def __repr__(self) -> str:
+        """Name and shape."""
+        return f"Collection({self.name!r}, dimension={self.dimension}, metric={self.metric!r}, dtype={self.dtype!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its place, not its content: it opens there."""
+        return (_reopen, (self.pool, self.name))
+
+    @contextmanager
+    def _view(self) -> Iterator[View]:
+        view = self.live.acquire()
+        try:
+            yield view
+        finally:
+            self.live.release()
+
+    # ------------------------------------------------------------------ writing
+
+    def put(
+        self,
+        ids: Sequence[str],
+        vectors: Any = None,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[dict[str, Any] | None] | None = None,
+        *,
+        created: datetime | Sequence[datetime] | None = None,
+        delete: Sequence[str] = (),
+    ) -> None:
+        """Insert or replace records, and delete others, in one batch that readers see whole or not at all.
+
+        `vectors` is (n, dimension) numbers, or a list with None for records without one; `texts`, `metadata` and `created`
+        have one item per id. Of equal ids in one batch the last counts. `created` is the records' own time (default: now).
+
+        Raises `InvalidRecord` (before anything is written), `RecordTooLarge`, `PoolFull`, `PoolBusy`, `CollectionDropped`,
+        `PoolClosed`.
+        """
+        _check_ids(ids)
+        if len(delete):
+            _check_ids(delete)
+            delete = self._existing(delete)
+        if not len(ids) and not len(delete):
+            return
+        encoded = batch.encode(ids, vectors, texts, metadata, created, delete, self.dimension, self.metric, self.dtype)
+        self.pool.write(self.name, encoded)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete records, all in one step; returns how many there were. Raises as `put` does."""
+        _check_ids(ids)
+        found = self._existing(ids)
+        if found:
+            self.pool.write(self.name, batch.encode((), None, None, None, None, found, self.dimension, self.metric, self.dtype))
+        return len(found)
+
+    def _existing(self, ids: Sequence[str]) -> list[str]:
+        unique = list(dict.fromkeys(ids))
+        with self._view() as view:
+            return [one for one in unique if _locate(view, batch.encode_id(one)) is not None]
+
+    # ------------------------------------------------------------------ reading
+
+    def get(self, ids: Sequence[str]) -> list[Record | None]:
+        """The records of these ids, None where there is none; all as of one moment. Raises `PoolDamaged`."""
+        _check_ids(ids)
+        with self._view() as view:
+            found = []
+            for one in ids:
+                place = _locate(view, batch.encode_id(one))
+                found.append(None if place is None else _record(*place))
+            return found
+
+    def __contains__(self, id: object) -> bool:
+        """True if a record has this id."""
+        with self._view() as view:
+            return isinstance(id, str) and bool(id) and _locate(view, batch.encode_id(id)) is not None
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return self.live.counts()[0]
+
+    @property
+    def version(self) -> int:
+        """A number that rises exactly when something new becomes visible, and never for maintenance."""
+        return self.live.counts()[1]
+
+    def find(
+        self, filter: dict[str, Any] | Filter | None = None, limit: int | None = None, newest_first: bool = False
+    ) -> list[Record]:
+        """The records that match, in the order they were written (or the reverse), at most `limit`."""
+        wanted = parse(filter)
+        with self._view() as view:
+            places: list[tuple[int, int]] = []
+            keys: list[npt.NDArray[np.uint64]] = []
+            for index, part in enumerate(view.parts):
+                rows = np.flatnonzero(self._mask(part, wanted))
+                places += [(index, row) for row in rows.tolist()]
+                keys.append(part.segment.key_array[rows])
+            order = np.argsort(np.concatenate(keys)) if keys else []
+            chosen = [places[at] for at in (order[::-1] if newest_first else order)[:limit]]
+            return [_record(view.parts[index].segment, row) for index, row in chosen]
+
+    def search(
+        self, vectors: Any, k: int = 10, filter: dict[str, Any] | Filter | None = None, *, ids: Sequence[str] | None = None
+    ) -> Any:
+        """The k best records for a (dimension,) query as list[Hit], or for (n, dimension) queries as list[list[Hit]].
+
+        `filter` narrows by metadata, `ids` to these records; records without a vector are never found. Exact: every live
+        vector that the filter admits is compared. Raises `InvalidRecord`, `InvalidFilter`, `PoolDamaged`.
+        """
+        k = search.check_k(k)
+        queries, single = self._queries(vectors)
+        wanted = parse(filter)
+        if ids is not None:
+            _check_ids(ids)
+        with self._view() as view:
+            masks: list[npt.NDArray[np.bool_] | None] = [None] * len(view.parts)
+            if wanted is not None:
+                masks = [self.masks.of(part, wanted) for part in view.parts]
+            if ids is not None:
+                masks = _narrow_to(view, ids, masks)
+            found = search.search_parts(view.parts, masks, queries, k, self.metric)
+            hits = [_hits(view.parts, one) for one in found]
+        return hits[0] if single else hits
+
+    def _queries(self, vectors: Any) -> tuple[npt.NDArray[np.float32], bool]:
+        if self.dimension is None:
+            raise InvalidRecord(
+                f"collection {self.name!r} has no vectors", operation="search", hint="Declare it with dimension=..., or use get and find"
+            )
+        single = np.ndim(vectors) == 1
+        queries = batch.as_vectors([vectors] if single else vectors, self.dimension, "search")
+        squares = batch.squared_norms(queries, self.metric, "search") if len(queries) else np.empty(0, np.float32)
+        if self.metric == "cosine" and len(queries):
+            queries = np.ascontiguousarray(batch.unit(queries, squares)[0])
+        return queries, single
+
+    def _mask(self, part: Part, wanted: Filter | None) -> npt.NDArray[np.bool_]:
+        alive = part.alive[: part.rows]
+        return alive if wanted is None else alive & self.masks.of(part, wanted)
+
+    def scan(self, filter: dict[str, Any] | Filter | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """The live records as an Arrow table over the pool's own memory.
+
+        Columns: id, created, text, metadata (JSON), vector (as stored: unit vectors under cosine), key. Nothing is copied
+        but where live rows lie scattered between dead ones. While the table lives, its memory is not reused. Row checksums
+        are not looked at: `Pool.verify` does that.
+        """
+        wanted = parse(filter)
+        schema = arrow.schema(self.dimension, self.dtype, arrow.check_columns(columns))
+        with self._view() as view:
+            batches: list[pa.RecordBatch] = []
+            for part in view.parts:
+                mask = self._mask(part, wanted).copy() if wanted is not None or part.dead else None
+                if mask is None or mask.any():
+                    batches += arrow.batches(part, mask, view.pin, schema)
+            return pa.Table.from_batches(batches, schema=schema)
+
+
+def _reopen(pool: Pool, name: str) -> Collection:
+    return pool.collection(name)
+
+
+def _check_ids(ids: object) -> None:
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise InvalidRecord(f"ids is a {type(ids).__name__}", operation="ids", hint="Give a list of ids, even for one record")
+
+
+def _locate(view: View, encoded_id: bytes) -> tuple[Segment, int] | None:
+    """Where the live record of an id is."""
+    hashed = hash31(encoded_id)
+    for part in reversed(view.parts):
+        row = part.segment.lookup(encoded_id, hashed, part.rows)
+        if row >= 0 and part.alive[row]:
+            return part.segment, row
+    return None
+
+
+def _metadata(segment: Segment, row: int, raw: RawRow) -> dict[str, Any]:
+    if raw.metadata is None:
+        return {}
+    try:
+        return orjson.loads(raw.metadata)  # type: ignore[no-any-return]
+    except orjson.JSONDecodeError:
+        raise segment.damaged("metadata is not JSON", "metadata_offsets", row, 4) from None
+
+
+def _record(segment: Segment, row: int) -> Record:
+    raw = segment.read(row)
+    vector = segment.vector(row, raw.norm_bits) if raw.flags & HAS_VECTOR else None
+    text = None if raw.text is None else raw.text.decode()
+    return Record(raw.id.decode(), text, _metadata(segment, row, raw), batch.moment(raw.created_us), vector)
+
+
+def _hits(parts: tuple[Part, ...], found: search.Found) -> list[Hit]:
+    hits = []
+    for score, index, row in zip(found.scores.tolist(), found.parts.tolist(), found.rows.tolist(), strict=True):
+        segment = parts[index].segment
+        raw = segment.read(row)
+        text = None if raw.text is None else raw.text.decode()
+        hits.append(Hit(raw.id.decode(), score, text, _metadata(segment, row, raw), batch.moment(raw.created_us)))
+    return hits
+
+
+def _narrow_to(
+    view: View, ids: Sequence[str], masks: list[npt.NDArray[np.bool_] | None]
+) -> list[npt.NDArray[np.bool_] | None]:
+    """The masks, narrowed to the live rows of these ids."""
+    chosen = [np.zeros(part.rows, np.bool_) for part in view.parts]
+    positions = {id(part.segment): index for index, part in enumerate(view.parts)}
+    for one in ids:
+        place = _locate(view, batch.encode_id(one))
+        if place is not None:
+            chosen[positions[id(place[0])]][place[1]] = True
+    return [one if mask is None else one & mask for one, mask in zip(chosen, masks, strict=True)]
+

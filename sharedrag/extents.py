@@ -1,0 +1,115 @@
+"""Handing out a node's extents: first fit among the gaps between the entries of its manifest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sharedrag.errors import PoolFull
+from sharedrag.layout import EXTENT_SIZE, Geometry
+from sharedrag.manifest import Manifest
+from sharedrag.region import Region
+
+
+class Run(NamedTuple):
+    """Consecutive extents of one node."""
+
+    first: int
+    extents: int
+
+
+def gaps(manifest: Manifest, geometry: Geometry) -> list[Run]:
+    """The node's free runs, in file order; the rescue extents are not among them."""
+    end = geometry.extents_per_node - geometry.rescue_extents
+    return _gaps_between(manifest, 0, end)
+
+
+def _gaps_between(manifest: Manifest, start: int, end: int) -> list[Run]:
+    found: list[Run] = []
+    at = start
+    for first, extents in sorted((entry.first_extent, entry.extents) for entry in manifest.entries):
+        if first > at and at < end:
+            found.append(Run(at, min(first, end) - at))
+        at = max(at, first + extents)
+    if at < end:
+        found.append(Run(at, end - at))
+    return found
+
+
+def free_extents(manifest: Manifest, geometry: Geometry) -> int:
+    """Free extents, those kept back included, the rescue extents not."""
+    return sum(gap.extents for gap in gaps(manifest, geometry))
+
+
+def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, *, emergency: bool, path: str) -> Run:
+    """A run of between `least` and `wanted` extents, as near to `wanted` as there is room for.
+
+    Only an `emergency` (a delete, maintenance) may take the extents kept back. Raises `PoolFull` with the figures.
+    """
+    assert 0 < least <= wanted
+    free = gaps(manifest, geometry)
+    total = sum(gap.extents for gap in free)
+    allowed = total if emergency else total - geometry.extents_kept_back
+    if allowed >= least:
+        want = min(wanted, allowed)
+        for gap in free:
+            if gap.extents >= want:
+                return Run(gap.first, want)
+        largest = max(free, key=lambda gap: gap.extents)
+        if largest.extents >= least:
+            return Run(largest.first, min(largest.extents, want))
+    kept = 0 if emergency else min(total, geometry.extents_kept_back)
+    raise PoolFull(
+        f"{least * EXTENT_SIZE:,} bytes wanted in one piece; of the node's {geometry.node_capacity:,} bytes "
+        f"{(total - kept) * EXTENT_SIZE:,} are free"
+        + (f" ({kept * EXTENT_SIZE:,} more are kept back for deletes and maintenance)" if kept else "")
+        + f", the largest piece has {max((gap.extents for gap in free), default=0) * EXTENT_SIZE:,}",
+        operation="allocate",
+        path=path,
+        hint="Delete records and run `sharedrag maintain`, close readers that hold old views (`sharedrag info`), "
+        "or make a pool of larger capacity",
+    )
+
+
+def take(
+    region: Region, manifest: Manifest, geometry: Geometry, wanted: int, least: int, *, emergency: bool, operation: str
+) -> Run:
+    """Choose a run and put zeroed memory behind it. REQUIRES: the node's lock.
+
+    Raises `PoolFull`. A run whose memory cannot be had is tried smaller, down to `least`; an emergency then falls back on
+    the rescue extents.
+    """
+    node = manifest.node
+    try:
+        run = choose(manifest, geometry, wanted, least, emergency=emergency, path=region.path)
+        try:
+            _reserve(region, geometry, node, run, operation)
+        except PoolFull:
+            if run.extents == least:
+                raise
+            run = Run(run.first, least)
+            _reserve(region, geometry, node, run, operation)
+        return run
+    except PoolFull:
+        start = geometry.extents_per_node - geometry.rescue_extents
+        spare = [gap for gap in _gaps_between(manifest, start, geometry.extents_per_node) if gap.extents >= least]
+        if not (emergency and spare):
+            raise
+        run = Run(spare[0].first, least)
+        offset = geometry.extent_offset(node, run.first)
+        region.bytes[offset : offset + least * EXTENT_SIZE] = bytes(least * EXTENT_SIZE)
+        return run
+
+
+def _reserve(region: Region, geometry: Geometry, node: int, run: Run, operation: str) -> None:
+    offset, length = geometry.extent_offset(node, run.first), run.extents * EXTENT_SIZE
+    region.punch(offset, length)  # whatever a process killed here left behind is gone: new memory is zero
+    try:
+        region.reserve(offset, length, operation=operation)
+    except PoolFull:
+        region.punch(offset, length)  # tmpfs keeps the pages it got before it ran out
+        raise
+
+
+def is_rescue(geometry: Geometry, first_extent: int) -> bool:
+    """True for extents whose memory is never given back."""
+    return first_extent >= geometry.extents_per_node - geometry.rescue_extents

@@ -1,0 +1,70 @@
+"""One background thread per handle: moves idle handles' pins on, and maintains the node when nobody else does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from sharedrag.errors import PoolClosed, SharedRagError
+
+if TYPE_CHECKING:
+    from sharedrag.pool import Pool
+
+TICK_S = 0.2
+_IDLE_ROUND_S = 5.0
+_BACKOFF_S = 5.0
+_log = logging.getLogger("sharedrag")
+
+
+class Keeper:
+    """The thread; it holds its pool only weakly, so that a forgotten handle is closed like any other object."""
+
+    def __init__(self, pool: Pool, maintain: bool) -> None:
+        """Start ticking; with `maintain` False it only moves pins on."""
+        self._pool = weakref.ref(pool)
+        self._maintain = maintain
+        self._stop = threading.Event()
+        self._seen: object = None
+        self._next_round = 0.0
+        self._last_error = ""
+        self._thread = threading.Thread(target=self._run, name="sharedrag-keeper", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_S):
+            pool = self._pool()
+            if pool is None:
+                return
+            try:
+                self._tick(pool)
+            except PoolClosed:
+                return
+            except (SharedRagError, OSError) as error:
+                self._next_round = time.monotonic() + _BACKOFF_S
+                if str(error) != self._last_error:
+                    self._last_error = str(error)
+                    _log.warning("maintenance: %s", error)
+            del pool
+
+    def _tick(self, pool: Pool) -> None:
+        pool.move_pins_on()
+        if not self._maintain or time.monotonic() < self._next_round:
+            return
+        seen = pool.change_marker()
+        if seen == self._seen:
+            return
+        report = pool.maintain()
+        if report.elected:
+            busy = report.segments_merged or report.segments_freed or report.segments_sealed
+            self._seen = None if busy else seen
+        else:
+            self._next_round = time.monotonic() + 1.0  # somebody else is at it
+
+    def stop(self) -> None:
+        """Stop the thread and wait for the round it may be in."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=10.0)

@@ -1,0 +1,387 @@
+"""Which rows are live: each process folds what is new into small private bitmaps, and cuts views from them.
+
+Newest wins: of all rows with one id, the one with the greatest order key counts, and only if it is a put. Two rows with
+one id are compared once, when the later-folded of them is folded; the older dies. Deletion vectors in the pool
+(`deletions`) are where a new process starts, and what a merged segment is published with.
+
+A view is one cut: the watermarks of all open segments, collected until two passes agree.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag import deletions, order
+from sharedrag.arena import Arena, Snapshot
+from sharedrag.errors import CollectionDropped, PoolDamaged
+from sharedrag.layout import EXTENT_SIZE
+from sharedrag.manifest import CollectionEntry, Entry, Kind, State
+from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, PUT, ROW_BITS, ROW_MASK, Segment
+from sharedrag.session import Pin
+
+_CUT_ATTEMPTS = 16
+_VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
+
+_VALID = np.zeros(256, np.bool_)
+_VALID[list(FLAGS_VALID)] = True
+
+
+class Part(NamedTuple):
+    """One segment as of a view: its first `rows` rows, of which `alive` (rows-long prefix) counts."""
+
+    segment: Segment
+    node: int
+    rows: int
+    alive: npt.NDArray[np.bool_]
+    dead: int
+    without_vector: int
+    sealed: bool
+
+
+class View(NamedTuple):
+    """One cut through a collection; what it shows stays as it is while `pin` lives."""
+
+    parts: tuple[Part, ...]
+    live: int
+    version: int
+    pin: Pin
+
+
+class _State:
+    """What this process knows of one segment."""
+
+    __slots__ = ("alive", "copied", "dead", "entry", "node", "rows", "segment", "without_vector")
+
+    def __init__(self, segment: Segment, node: int, entry: Entry) -> None:
+        self.segment = segment
+        self.node = node
+        self.entry = entry
+        self.rows = 0  # folded
+        self.alive = np.ones(segment.shape.rows, np.bool_)
+        self.dead = 0
+        self.without_vector = 0
+        self.copied = False
+
+    @property
+    def sealed(self) -> bool:
+        return self.entry.state == State.SEALED
+
+
+class LiveRows:
+    """The live rows of one collection, as this process knows them."""
+
+    def __init__(self, arena: Arena, name: str) -> None:
+        """Start with nothing; the first `acquire` reads the manifests."""
+        self._arena = arena
+        self._name = name
+        self.lock = threading.RLock()
+        self._snapshot: Snapshot | None = None
+        self._states: dict[int, _State] = {}
+        self._open: list[_State] = []
+        self._cut: list[int] = []
+        self._live = 0
+        self._rows_retired = 0
+        self._readers = 0
+        self._view: View | None = None
+        self.definition: CollectionEntry | None = None
+
+    def acquire(self) -> View:
+        """The newest view; every `acquire` wants its `release`. Raises `PoolDamaged`, `CollectionDropped`."""
+        snapshot = self._arena.refresh()
+        with self.lock:
+            self._catch_up(snapshot)
+            self._readers += 1
+            assert self._view is not None
+            return self._view
+
+    def release(self) -> None:
+        """The view is no longer read; its bitmaps may change in place again."""
+        with self.lock:
+            self._readers -= 1
+
+    def counts(self) -> tuple[int, int]:
+        """(live rows, version) of the newest view."""
+        snapshot = self._arena.refresh()
+        with self.lock:
+            self._catch_up(snapshot)
+            assert self._view is not None
+            return self._view.live, self._view.version
+
+    def move_on(self) -> None:
+        """Bring a view that is kept to the newest manifests, so that it pins nothing old; forget what cannot be read."""
+        if self._view is None or self._snapshot is self._arena.current:
+            return
+        with self.lock:
+            try:
+                self._catch_up(self._arena.refresh())
+            except CollectionDropped:
+                self._forget()
+
+    def after_fork_in_child(self) -> None:
+        """New lock; no reader of the parent's lives here."""
+        self.lock = threading.RLock()
+        self._readers = 0
+
+    # ------------------------------------------------------------------ catching up
+
+    def _catch_up(self, snapshot: Snapshot) -> None:
+        changed = snapshot is not self._snapshot
+        if changed:
+            self._adopt(snapshot)
+        cut = self._collect_cut()
+        if cut == self._cut and not changed:
+            return
+        try:
+            self._fold_to(cut)
+        except BaseException:
+            self._forget()
+            raise
+        self._cut = cut
+        self._view = self._cut_view(snapshot.pin)
+
+    def _forget(self) -> None:
+        """Start over next time: a fold that failed half-way knows nothing for certain."""
+        self._snapshot = None
+        self._states, self._open, self._cut = {}, [], []
+        self._live = 0
+        self._view = None
+
+    def _collect_cut(self) -> list[int]:
+        words = self._arena.region.words
+        indexes = [state.segment.watermark_index for state in self._open]
+        cut = [words[index] for index in indexes]
+        for _ in range(_CUT_ATTEMPTS):
+            again = [words[index] for index in indexes]
+            if again == cut:
+                break
+            cut = again
+        return cut
+
+    def _cut_view(self, pin: Pin) -> View:
+        parts = []
+        published = 0
+        for state in self._states.values():
+            state.copied = False
+            published += state.rows
+            if state.rows:
+                alive = state.alive[: state.rows]
+                parts.append(Part(state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed))
+        return View(tuple(parts), self._live, published + self._rows_retired, pin)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        listed: dict[int, tuple[int, Entry]] = {}
+        blocks: list[tuple[int, Entry]] = []
+        definition, retired = None, 0
+        for one in snapshot.manifests:
+            found = one.collection(self._name)
+            if found is None:
+                continue
+            definition = definition or found
+            retired += found.rows_retired
+            for entry in one.entries:
+                if entry.collection == found.number and entry.visible:
+                    if entry.kind == Kind.SEGMENT:
+                        listed[entry.uid] = (one.node, entry)
+                    elif entry.kind == Kind.DELETIONS:
+                        blocks.append((one.node, entry))
+        if definition is None:
+            self._forget()
+            raise CollectionDropped(
+                f"collection {self._name!r} was dropped",
+                operation="read",
+                path=self._arena.path,
+                hint="Call `pool.collection(...)` again to make it anew",
+            )
+        self.definition = definition
+        try:
+            self._replace_states(listed, blocks)
+        except BaseException:
+            self._forget()
+            raise
+        self._rows_retired = retired
+        self._snapshot = snapshot
+
+    def _replace_states(self, listed: dict[int, tuple[int, Entry]], blocks: list[tuple[int, Entry]]) -> None:
+        for uid in [uid for uid in self._states if uid not in listed]:
+            state = self._states.pop(uid)
+            self._live -= state.rows - state.dead
+        known = list(self._states.values())
+        fresh = []
+        for uid, (node, entry) in listed.items():
+            state = self._states.get(uid)
+            if state is None:
+                state = self._states[uid] = _State(self._arena.segment(node, entry), node, entry)
+                fresh.append(state)
+            state.entry = entry
+        self._open = [state for state in self._states.values() if not state.sealed]
+        if any(state.sealed for state in fresh):
+            for node, entry in blocks:
+                started = self._start_from(self._read_block(node, entry), fresh, known)
+                known += started
+
+    def _read_block(self, node: int, entry: Entry) -> dict[int, deletions.Covered]:
+        offset = self._arena.geometry.extent_offset(node, entry.first_extent)
+        return deletions.decode(self._arena.region, offset, entry.extents * EXTENT_SIZE)
+
+    def _start_from(self, covered: dict[int, deletions.Covered], fresh: list[_State], known: list[_State]) -> list[_State]:
+        """Start segments new to us from a block; returns them. REQUIRES: each row of `known` was compared with the others.
+
+        The block compared all rows below its cut with each other. What remains are the rows that we know beyond its cut.
+        """
+        started = []
+        for state in fresh:
+            one = covered.get(state.segment.uid)
+            if one is not None and state.rows == 0 and 0 < one.rows <= state.segment.watermark():
+                self._admit(state, 0, one.rows)
+                state.rows = one.rows
+                started.append(state)
+        for uid, one in covered.items():
+            if uid in self._states:
+                state = self._states[uid]
+                rows = min(one.rows, state.rows)
+                for row in np.flatnonzero(one.dead[:rows] & state.alive[:rows]).tolist():
+                    self._kill(state, row)
+        for other in known:
+            since = covered[other.segment.uid].rows if other.segment.uid in covered else 0
+            if since < other.rows:
+                for state in started:
+                    self._compare(other, since, other.rows, state)
+        return started
+
+    # ------------------------------------------------------------------ folding
+
+    def _fold_to(self, cut: list[int]) -> None:
+        before = []
+        rows_now = {id(state): state.segment.rows_of(word) for state, word in zip(self._open, cut, strict=True)}
+        for state in self._states.values():
+            rows = rows_now.get(id(state), state.entry.rows)
+            if rows > state.segment.shape.rows:
+                raise state.segment.damaged("more rows than there is room for", "flags")
+            if rows < state.rows:
+                raise PoolDamaged(
+                    f"the watermark of segment {state.segment.uid:#x} went back",
+                    offset=state.segment.watermark_index << 3,
+                    operation="read",
+                    path=self._arena.path,
+                )
+            if rows > state.rows:
+                before.append((state, state.rows))
+                self._admit(state, state.rows, rows)
+                state.rows = rows
+        for state, since in before:
+            for other in list(self._states.values()):
+                self._compare(state, since, state.rows, other)
+
+    def _admit(self, state: _State, start: int, stop: int) -> None:
+        """Count the rows [start, stop) in, after a look at whether they can be what they claim."""
+        segment = state.segment
+        if stop - start < _VECTORISED_FROM:
+            for row in range(start, stop):
+                flags = segment.flags[row]
+                if flags not in FLAGS_VALID:
+                    raise segment.damaged("flags fail their check", "flags", row, 1)
+                if row and segment.key[row] <= segment.key[row - 1]:
+                    raise segment.damaged("order keys do not increase", "key", row)
+                self._count_in(state, row, row + 1, int(not flags & PUT), int(not flags & HAS_VECTOR))
+            return
+        flags_array = segment.flags_array[start:stop]
+        if not _VALID[flags_array].all():
+            row = start + int(np.flatnonzero(~_VALID[flags_array])[0])
+            raise segment.damaged("flags fail their check", "flags", row, 1)
+        keys = segment.key_array[max(0, start - 1) : stop]
+        if not (keys[1:] > keys[:-1]).all():
+            raise segment.damaged("order keys do not increase", "key", start)
+        deleted = (flags_array & PUT) == 0
+        self._count_in(state, start, stop, int(deleted.sum()), int(((flags_array & HAS_VECTOR) == 0).sum()), deleted)
+
+    def _count_in(
+        self, state: _State, start: int, stop: int, tombstones: int, without_vector: int, deleted: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        state.without_vector += without_vector
+        self._live += stop - start - tombstones
+        if tombstones:
+            state.dead += tombstones
+            state.alive[start:stop] = False if deleted is None else ~deleted
+
+    def _kill(self, state: _State, row: int) -> None:
+        if not state.alive[row]:
+            return
+        if self._readers and not state.copied:
+            state.alive = state.alive.copy()  # somebody is reading the old cut's
+            state.copied = True
+        state.alive[row] = False
+        state.dead += 1
+        self._live -= 1
+
+    def _compare(self, state: _State, start: int, stop: int, other: _State) -> None:
+        """Of each id that both the rows [start, stop) of `state` and the rows of `other` have, kill the older."""
+        if not other.rows:
+            return
+        if stop - start < _VECTORISED_FROM:
+            for row in range(start, stop):
+                link = state.segment.link[row]
+                if not order.is_checked(link):
+                    raise state.segment.damaged("a link fails its check", "link", row)
+                hashed = (link & order.VALUE_MASK) >> ROW_BITS
+                limit = row if other is state else other.rows
+                self._settle(state, row, other, other.segment.lookup(state.segment.id_at(row), hashed, limit))
+            return
+        links = state.segment.link_array[start:stop]
+        if not order.are_checked(links).all():
+            raise state.segment.damaged("a link fails its check", "link", start)
+        hashes = (links & order.VALUE_MASK) >> ROW_BITS
+        if other is state:
+            firsts = (links & ROW_MASK).astype(np.int64) - 1
+        else:
+            heads = other.segment.heads_array[(hashes & other.segment.bucket_mask).astype(np.int64)]
+            if not order.are_checked(heads).all():
+                raise other.segment.damaged("a bucket head fails its check", "heads")
+            firsts = (heads & ROW_MASK).astype(np.int64) - 1
+        for index in candidates(other.segment, hashes, firsts):
+            row = start + index
+            limit = row if other is state else other.rows
+            found = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
+            self._settle(state, row, other, found)
+
+    def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
+        if found < 0:
+            return
+        if other.segment.key[found] < state.segment.key[row]:
+            self._kill(other, found)
+        else:
+            self._kill(state, row)
+
+    # ------------------------------------------------------------------ for the maintainer
+
+    def acquire_covered(self) -> tuple[View, dict[int, deletions.Covered]]:
+        """`acquire`, and what is known at that very cut, as a block of deletion vectors would carry it."""
+        with self.lock:
+            view = self.acquire()
+            known = self._states.items()
+            return view, {uid: deletions.Covered(one.rows, ~one.alive[: one.rows]) for uid, one in known if one.rows}
+
+
+def candidates(other: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArray[np.int64]) -> list[int]:
+    """Indexes of the hashes that some row of `other` carries, by walking all chains at once."""
+    links = other.link_array
+    found: list[int] = []
+    index = np.flatnonzero(firsts >= 0)
+    rows = firsts[index]
+    while index.size:
+        if int(rows.max()) >= other.shape.rows:
+            raise other.damaged("a chain leads beyond the segment", "link")
+        words = links[rows] & order.VALUE_MASK
+        hit = (words >> ROW_BITS) == hashes[index]
+        found.extend(index[hit].tolist())
+        index = index[~hit]
+        before = (words[~hit] & ROW_MASK).astype(np.int64) - 1
+        if (before >= rows[~hit]).any():
+            raise other.damaged("a link does not lead back", "link")
+        kept = before >= 0
+        index, rows = index[kept], before[kept]
+    return found
+

@@ -1,0 +1,453 @@
+"""Keeping a node's space in order: merge, drop what is dead, retire, reclaim. Killed anywhere, the next one goes on.
+
+One process at a time holds the node's maintenance lock; nobody waits for it. What it is doing stands in the manifest:
+
+    killed while                      the manifest says      the next maintainer
+    building a segment                building               frees its extents
+    after publishing a merge          retired                reclaims when no pin sees the sources
+    punching                          punching               punches again, then frees
+    writing deletion vectors          nothing                punches stray memory in free extents
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag import deletions, extents, faults, layout, manifest, merge, order, session
+from sharedrag.arena import Arena
+from sharedrag.errors import PoolFull
+from sharedrag.info import MaintenanceReport
+from sharedrag.layout import EXTENT_SIZE, KEY_EPOCH_US, KEY_LANE_BITS
+from sharedrag.live import LiveRows, Part, View, candidates
+from sharedrag.locks import LockFile
+from sharedrag.manifest import Entry, Kind, Manifest, State
+from sharedrag.roll import sealed
+from sharedrag.segment import PUT, ROW_BITS, ROW_MASK, Segment
+
+_DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
+_TIER_WIDTH = 4  # merge when this many segments are of a size
+_MERGES_PER_ROUND = 8
+_FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
+
+LiveOf = Callable[[str], LiveRows]
+
+
+class Maintainer:
+    """Maintenance of one node by one process."""
+
+    def __init__(self, arena: Arena, live_of: LiveOf) -> None:
+        """`live_of` gives a collection's live rows."""
+        self._arena = arena
+        self._live_of = live_of
+        self._guard = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        """A round that runs in the parent is not ours."""
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def _elected(self) -> Iterator[bool]:
+        """Hold the node's maintenance lock if it is free."""
+        arena = self._arena
+        area = arena.geometry.node_offset(arena.node)
+        holder = (area + layout.MAINTENANCE_HOLDER_OFFSET) >> 3
+        if not self._guard.acquire(blocking=False):
+            yield False
+            return
+        try:
+            if not arena.session.locks.try_lock(area + layout.HORIZON_OFFSET):
+                yield False
+                return
+            try:
+                arena.region.words[holder] = os.getpid()
+                arena.region.words[holder + 1] = time.time_ns() // 1000
+                yield True
+            finally:
+                arena.region.words[holder] = 0
+                arena.session.locks.unlock(area + layout.HORIZON_OFFSET)
+        finally:
+            self._guard.release()
+
+    def run(self) -> MaintenanceReport:
+        """One round, unless another process is at it. Raises `PoolDamaged`, `PoolBusy`."""
+        report = MaintenanceReport()
+        with self._elected() as elected:
+            report.elected = elected
+            if not elected:
+                return report
+            started = time.perf_counter()
+            self._finish_what_was_begun(report)
+            self._close_abandoned_segments(report)
+            tombstones_below = self._tombstone_limit()
+            for name in [entry.name for entry in self._newest().collections]:
+                self._tend(name, tombstones_below, report)
+            self._reclaim(report)
+            report.seconds = time.perf_counter() - started
+        return report
+
+    def _newest(self) -> Manifest:
+        return self._arena.refresh().manifests[self._arena.node]
+
+    # ------------------------------------------------------------------ what others left
+
+    def _finish_what_was_begun(self, report: MaintenanceReport) -> None:
+        """Undo half-built segments, finish punching, give back memory that stands behind free extents."""
+        arena, geometry = self._arena, self._arena.geometry
+        stale = {entry.uid: None for entry in self._newest().entries if entry.state == State.BUILDING}
+        if stale:
+            with arena.node_locked("maintain") as current:
+                assert current is not None
+                arena.publish(current.with_entries(dict(stale)))
+            report.builds_undone += len(stale)
+        self._punch(report)
+        with arena.node_locked("maintain") as current:
+            assert current is not None
+            for gap in extents.gaps(current, geometry):
+                start = geometry.extent_offset(current.node, gap.first)
+                for offset, length in arena.region.reserved_in(start, gap.extents * EXTENT_SIZE):
+                    arena.region.punch(offset, length)
+                    report.bytes_freed += length
+
+    def _close_abandoned_segments(self, report: MaintenanceReport) -> None:
+        """Seal open segments of lanes that nobody holds, where they are empty or many; clear their intents."""
+        arena = self._arena
+        abandoned: dict[int, list[Entry]] = {}
+        for entry in self._newest().entries:
+            if entry.state == State.OPEN and entry.kind == Kind.SEGMENT:
+                abandoned.setdefault(entry.lane % layout.LANES_PER_NODE, []).append(entry)
+        with arena.guard:  # no fork meanwhile: a child would inherit, and keep, the lock of `other`
+            other = LockFile(arena.path)  # not the session's: that one's own lane would seem free
+            try:
+                for lane in range(layout.LANES_PER_NODE):
+                    offset = arena.geometry.lane_offset(arena.node, lane)
+                    if (lane in abandoned or arena.region.words[offset >> 3]) and other.try_lock(offset):
+                        arena.region.words[(offset + layout.LANE_INTENT) >> 3] = 0
+                        self._seal_all(abandoned.get(lane, []), report)
+                        other.unlock(offset)
+            finally:
+                other.close()
+
+    def _seal_all(self, entries: list[Entry], report: MaintenanceReport) -> None:
+        """Seal a lane's open segments. REQUIRES: that lane."""
+        arena = self._arena
+        if not entries:
+            return
+        with arena.node_locked("maintain") as current:
+            assert current is not None
+            changed: dict[int, Entry | None] = {}
+            for entry in entries:
+                now = current.by_uid.get(entry.uid)
+                if now is not None and now.state == State.OPEN:
+                    closed = sealed(now, arena.segment(arena.node, now))
+                    retired = closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
+                    changed[entry.uid] = closed if closed.rows else retired
+            if changed:
+                arena.publish(current.with_entries(changed))
+                report.segments_sealed += len(changed)
+
+    def _tombstone_limit(self) -> int:
+        """The clock below which a tombstone may go, if its victims are gone: no put below it can still be published.
+
+        The horizon is stored before the fence and the intents are read after it; a writer stores its intent before it
+        reads the horizon. So either we see its intent, or it sees the horizon and chooses a later key.
+        """
+        arena, geometry = self._arena, self._arena.geometry
+        words = arena.region.words
+        horizon = time.time_ns() // 1000 - KEY_EPOCH_US
+        words[(geometry.node_offset(arena.node) + layout.HORIZON_OFFSET) >> 3] = order.checked(horizon)
+        faults.passing("horizon.stored")
+        order.fence_all_processes()
+        limit = horizon
+        for node in range(geometry.nodes):
+            for lane in range(layout.LANES_PER_NODE):
+                intent = words[(geometry.lane_offset(node, lane) + layout.LANE_INTENT) >> 3]
+                if intent:
+                    limit = min(limit, intent)
+        return limit
+
+    # ------------------------------------------------------------------ one collection
+
+    def _tend(self, name: str, tombstones_below: int, report: MaintenanceReport) -> None:
+        for _ in range(_MERGES_PER_ROUND):
+            live = self._live_of(name)
+            view, covered = live.acquire_covered()
+            try:
+                if not any(self._merge(name, view, covered, one, tombstones_below, report) for one in self._groups(view)):
+                    self._write_deletions(name, view, covered, report)
+                    return
+            finally:
+                live.release()
+
+    def _groups(self, view: View) -> list[list[Part]]:
+        """Sealed segments of this node worth rewriting together, the most useful group first."""
+        own = [part for part in view.parts if part.node == self._arena.node and part.sealed]
+        merged_max = self._arena.geometry.merged_size_max
+        groups: list[list[Part]] = []
+        gone = [part for part in own if part.dead == part.rows]
+        if gone:
+            groups.append(gone)
+        decayed = [part for part in own if part not in gone and part.dead * _DEAD_SHARE >= part.rows]
+        groups += _packed(decayed, merged_max, least=1)
+        tiers: dict[int, list[Part]] = {}
+        for part in own:
+            if part not in gone and part not in decayed:
+                tier = max(0, (merge.size_estimate(part) // EXTENT_SIZE).bit_length() // 2)
+                tiers.setdefault(tier, []).append(part)
+        for _, parts in sorted(tiers.items()):
+            if len(parts) >= _TIER_WIDTH:
+                groups += _packed(parts, merged_max, least=2)
+        return groups
+
+    def _merge(
+        self,
+        name: str,
+        view: View,
+        covered: dict[int, deletions.Covered],
+        group: list[Part],
+        tombstones_below: int,
+        report: MaintenanceReport,
+    ) -> bool:
+        sources = [merge.source_of(part, self._tombstones_to_keep(part, group, view, tombstones_below)) for part in group]
+        kept = sum(source.rows.size for source in sources)
+        if kept == sum(part.rows for part in group) and len(group) == 1:
+            return False  # only tombstones that must stay: nothing to gain
+        if not kept:
+            return self._replace(name, group, None, covered, view, report)
+        shape = merge.shape_of(sources)
+        if shape is None:
+            return False
+        built = self._build(name, group[0], shape)
+        if built is None:
+            return False
+        entry, target = built
+        faults.passing("merge.building")
+        try:
+            merge.copy_rows(sources, target)
+        except BaseException:
+            self._drop_entry(entry)
+            raise
+        arena = self._arena
+        arena.region.words[target.watermark_index] = order.checked(kept)
+        faults.passing("merge.copied")
+        keys = target.key
+        done = entry._replace(state=State.SEALED, rows=kept, key_min=keys[0], key_max=keys[kept - 1])
+        dead = (target.flags_array[:kept] & PUT) == 0
+        after = {**covered, entry.uid: deletions.Covered(kept, dead)}
+        return self._replace(name, group, done, after, view, report)
+
+    def _tombstones_to_keep(self, part: Part, group: list[Part], view: View, below: int) -> npt.NDArray[np.int64]:
+        """Rows of the part's tombstones that still have a victim somewhere, or might get one."""
+        segment = part.segment
+        rows = np.flatnonzero((segment.flags_array[: part.rows] & PUT) == 0)
+        if not rows.size:
+            return rows
+        if not order.are_checked(segment.link_array[rows]).all():
+            raise segment.damaged("a link fails its check", "link")
+        young = (segment.key_array[rows] >> np.uint64(KEY_LANE_BITS)) >= np.uint64(max(0, below))
+        keep = young.copy()
+        hashes = (segment.link_array[rows] & order.VALUE_MASK) >> ROW_BITS
+        merged = {id(one.segment) for one in group}
+        for other in view.parts:
+            if id(other.segment) in merged:
+                continue
+            heads = other.segment.heads_array[(hashes & np.uint64(other.segment.bucket_mask)).astype(np.int64)]
+            firsts = (heads & ROW_MASK).astype(np.int64) - 1
+            keep[candidates(other.segment, hashes, firsts)] = True
+        return rows[keep]
+
+    def _build(self, name: str, model: Part, shape: merge.Shape) -> tuple[Entry, Segment] | None:
+        """Reserve and announce the segment to build; None when there is no room for it now."""
+        arena = self._arena
+        wanted = -(-shape.size // EXTENT_SIZE)
+        with arena.node_locked("maintain") as current:
+            assert current is not None
+            definition = current.collection(name)
+            if definition is None:
+                return None
+            try:
+                run = extents.take(arena.region, current, arena.geometry, wanted, wanted, emergency=True, operation="merge")
+            except PoolFull:
+                return None
+            uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
+            lane = model.segment.lane
+            entry = Entry(uid, Kind.SEGMENT, State.BUILDING, lane, definition.number, run.first, run.extents, 0, 0, 0, 0, shape.size)
+            offset = arena.geometry.extent_offset(arena.node, run.first)
+            target = Segment.create(arena.region, offset, uid, lane, shape, run.extents * EXTENT_SIZE)
+            arena.publish(current.with_entries({uid: entry}, next_number=current.next_number + 1))
+        return entry, target
+
+    def _drop_entry(self, entry: Entry) -> None:
+        with self._arena.node_locked("maintain") as current:
+            assert current is not None
+            self._arena.publish(current.with_entries({entry.uid: None}))
+
+    def _replace(
+        self,
+        name: str,
+        group: list[Part],
+        merged: Entry | None,
+        covered: dict[int, deletions.Covered],
+        view: View,
+        report: MaintenanceReport,
+    ) -> bool:
+        """In one manifest: the sources go, the merged segment comes, with deletion vectors that know it."""
+        arena = self._arena
+        gone = {part.segment.uid for part in group}
+        with arena.node_locked("maintain") as current:
+            assert current is not None
+            definition = current.collection(name)
+            entries = [current.by_uid.get(uid) for uid in gone]
+            if definition is None or any(entry is None or entry.state != State.SEALED for entry in entries):
+                if merged is not None:
+                    arena.publish(current.with_entries({merged.uid: None}))
+                return False  # the collection was dropped meanwhile
+            at = current.generation + 1
+            changed: dict[int, Entry | None] = {
+                entry.uid: entry._replace(state=State.RETIRED, retired_at=at) for entry in entries if entry is not None
+            }
+            rows_gone = sum(part.rows for part in group)
+            number = current.next_number
+            if merged is not None:
+                changed[merged.uid] = merged
+                rows_gone -= merged.rows
+                staying = {uid: one for uid, one in covered.items() if uid not in gone}
+                number = self._take_block(current, definition.number, staying, changed, number)
+            collections = tuple(
+                one if one.name != name else manifest.with_rows_retired(one, rows_gone) for one in current.collections
+            )
+            relies_on = self._relies_on(current, view)
+            arena.publish(current.with_entries(changed, next_number=number, collections=collections, relies_on=relies_on))
+        faults.passing("merge.published")
+        report.segments_merged += len(group)
+        return True
+
+    def _relies_on(self, current: Manifest, view: View) -> tuple[int, ...]:
+        seen = view.pin.generations + (0,) * (layout.NODES_MAX - len(view.pin.generations))
+        found = [max(before, generation) for before, generation in zip(current.relies_on, seen, strict=True)]
+        found[current.node] = 0
+        return tuple(found)
+
+    def _write_deletions(self, name: str, view: View, covered: dict[int, deletions.Covered], report: MaintenanceReport) -> None:
+        """Write deletion vectors when a new process would have to fold much without them."""
+        known = self._covered_rows(name)
+        own = [part for part in view.parts if part.node == self._arena.node]
+        missing = sum(part.rows for part in own if part.sealed and part.segment.uid not in known)
+        if missing < _FOLDED_AGAIN_MAX:
+            return
+        with self._arena.node_locked("maintain") as current:
+            assert current is not None
+            definition = current.collection(name)
+            if definition is None:
+                return
+            changed: dict[int, Entry | None] = {}
+            number = self._take_block(current, definition.number, covered, changed, current.next_number)
+            if changed:
+                self._arena.publish(current.with_entries(changed, next_number=number))
+                report.deletions_written += 1
+
+    def _covered_rows(self, name: str) -> set[int]:
+        newest = self._newest()
+        definition = newest.collection(name)
+        found: set[int] = set()
+        for entry in newest.entries:
+            if definition and entry.kind == Kind.DELETIONS and entry.visible and entry.collection == definition.number:
+                offset = self._arena.geometry.extent_offset(newest.node, entry.first_extent)
+                found |= deletions.decode(self._arena.region, offset, entry.extents * EXTENT_SIZE).keys()
+        return found
+
+    def _take_block(
+        self,
+        current: Manifest,
+        collection: int,
+        covered: dict[int, deletions.Covered],
+        changed: dict[int, Entry | None],
+        number: int,
+    ) -> int:
+        """Write a block of deletion vectors and enter it in `changed`; returns the next number. REQUIRES: the node lock.
+
+        Without room there is no block: readers then fold by themselves.
+        """
+        arena = self._arena
+        data = deletions.encode(covered)
+        wanted = -(-len(data) // EXTENT_SIZE)
+        try:
+            run = extents.take(arena.region, current, arena.geometry, wanted, wanted, emergency=True, operation="deletions")
+        except PoolFull:
+            return number
+        offset = arena.geometry.extent_offset(current.node, run.first)
+        arena.region.bytes[offset : offset + len(data)] = data
+        faults.passing("deletions.reserved")
+        for entry in current.entries:
+            if entry.kind == Kind.DELETIONS and entry.visible and entry.collection == collection:
+                changed[entry.uid] = entry._replace(state=State.RETIRED, retired_at=current.generation + 1)
+        uid = current.node << manifest.UID_NODE_SHIFT | number
+        changed[uid] = Entry(
+            uid, Kind.DELETIONS, State.SEALED, 0, collection, run.first, run.extents, len(covered), 0, 0, 0, len(data)
+        )
+        return number + 1
+
+    # ------------------------------------------------------------------ giving memory back
+
+    def _reclaim(self, report: MaintenanceReport) -> None:
+        """Free what was retired before every live session's pin."""
+        arena = self._arena
+        arena.refresh()
+        if not any(entry.state == State.RETIRED for entry in self._newest().entries):
+            return
+        order.fence_all_processes()
+        faults.passing("reclaim.fenced")
+        oldest = session.oldest_pins(arena.region, arena.geometry, arena.session.locks, arena.session)[arena.node]
+        with arena.node_locked("reclaim") as current:
+            assert current is not None
+            free = {
+                entry.uid: entry._replace(state=State.PUNCHING)
+                for entry in current.entries
+                if entry.state == State.RETIRED and (oldest is None or entry.retired_at <= oldest)
+            }
+            if not free:
+                return
+            arena.publish(current.with_entries(dict(free)))
+        faults.passing("reclaim.punching")
+        self._punch(report)
+
+    def _punch(self, report: MaintenanceReport) -> None:
+        """Give back the memory of everything in state punching, then say so in the manifest."""
+        arena = self._arena
+        done: dict[int, Entry | None] = {}
+        for entry in manifest.load(arena.region, arena.geometry, arena.node).entries:
+            if entry.state == State.PUNCHING:
+                if not extents.is_rescue(arena.geometry, entry.first_extent):
+                    offset = arena.geometry.extent_offset(arena.node, entry.first_extent)
+                    arena.region.punch(offset, entry.extents * EXTENT_SIZE)
+                    report.bytes_freed += entry.extents * EXTENT_SIZE
+                done[entry.uid] = None
+        if not done:
+            return
+        faults.passing("reclaim.punched")
+        with arena.node_locked("reclaim") as current:
+            assert current is not None
+            arena.publish(current.with_entries(done))
+        report.segments_freed += len(done)
+
+
+def _packed(parts: list[Part], size_max: int, least: int) -> list[list[Part]]:
+    """Groups whose live rows fit one merged segment each, of at least `least` parts."""
+    groups: list[list[Part]] = []
+    group: list[Part] = []
+    size = 0
+    for part in sorted(parts, key=merge.size_estimate):
+        estimate = merge.size_estimate(part)
+        if group and size + estimate > size_max:
+            groups.append(group)
+            group, size = [], 0
+        group.append(part)
+        size += estimate
+    groups.append(group)
+    return [one for one in groups if len(one) >= least]

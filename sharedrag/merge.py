@@ -1,0 +1,115 @@
+"""Copying the live rows of sealed segments into one new segment: the same bytes, keys and checksums, in key order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sharedrag import order
+from sharedrag.live import Part
+from sharedrag.segment import HASH_MASK, HEADER_SIZE, HEAP_MAX, ROW_BITS, ROWS_MAX, Segment, Shape, buckets_for
+
+_CHUNK_ROWS = 8192
+_STRINGS = (("id", "id_bytes"), ("text", "text_bytes"), ("metadata", "metadata_bytes"))
+
+
+class Source(NamedTuple):
+    """A segment and the rows of it to keep, ascending int64."""
+
+    segment: Segment
+    rows: npt.NDArray[np.int64]
+
+
+def source_of(part: Part, tombstones: npt.NDArray[np.int64]) -> Source:
+    """The live rows of a part, and those of its tombstones that must stay."""
+    rows = np.flatnonzero(part.alive[: part.rows])
+    return Source(part.segment, np.union1d(rows, tombstones).astype(np.int64))
+
+
+def shape_of(sources: list[Source]) -> Shape | None:
+    """The shape that holds the sources' rows exactly, or None where one segment cannot."""
+    model = sources[0].segment.shape
+    heaps = []
+    for column, _ in _STRINGS:
+        total = 0
+        for source in sources:
+            if source.rows.size:
+                offsets = source.segment.string_offsets(column, int(source.rows[-1]) + 1).astype(np.int64)
+                total += int((offsets[source.rows + 1] - offsets[source.rows]).sum())
+        heaps.append(total)
+    rows = sum(source.rows.size for source in sources)
+    if rows > ROWS_MAX or max(heaps) > HEAP_MAX:
+        return None
+    return Shape(rows, buckets_for(max(1, rows)), model.dimension, model.dtype, *heaps)
+
+
+def size_estimate(part: Part) -> int:
+    """Bytes that the live rows of a part would take in a merged segment, about."""
+    share = (part.rows - part.dead) / part.rows
+    return HEADER_SIZE + int(part.segment.shape.size * share)
+
+
+def copy_rows(sources: list[Source], target: Segment) -> None:
+    """Fill the (empty, invisible) target with the sources' rows in key order, and its index. Raises `PoolDamaged`."""
+    keys = np.concatenate([source.segment.key_array[source.rows] for source in sources])
+    by_key = np.argsort(keys, kind="stable")
+    place = np.empty(len(keys), np.int64)
+    place[by_key] = np.arange(len(keys))
+    count = len(keys)
+    columns: list[tuple[str, npt.DTypeLike]] = [("flags", np.uint8), ("key", np.uint64), ("created", np.int64), ("checksum", np.uint64)]
+    if target.shape.dimension:
+        columns.append(("norm", np.uint32))
+    at = 0
+    for source in sources:
+        places = place[at : at + source.rows.size]
+        at += source.rows.size
+        for column, dtype in columns:
+            target.array(column, dtype)[places] = source.segment.array(column, dtype)[source.rows]
+        if target.shape.dimension:
+            for start in range(0, source.rows.size, _CHUNK_ROWS):
+                chunk = slice(start, start + _CHUNK_ROWS)
+                target.vectors_array[places[chunk]] = source.segment.vectors_array[source.rows[chunk]]
+    for column, _ in _STRINGS:
+        _copy_strings(sources, target, column, by_key)
+    hashes = np.concatenate([source.segment.link_array[source.rows] for source in sources])
+    if not order.are_checked(hashes).all():
+        raise sources[0].segment.damaged("a link fails its check", "link")
+    _index(target, ((hashes & order.VALUE_MASK) >> ROW_BITS)[by_key], count)
+
+
+def _copy_strings(sources: list[Source], target: Segment, column: str, by_key: npt.NDArray[np.int64]) -> None:
+    pieces = []
+    for source in sources:
+        if not source.rows.size:
+            continue
+        offsets = source.segment.string_offsets(column, int(source.rows[-1]) + 1)
+        heap = source.segment.array(f"{column}_heap", np.uint8)
+        # Binary, not string: the bytes are copied as they are, whatever they hold
+        whole = pa.BinaryArray.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(heap)])
+        pieces.append(whole.take(pa.array(source.rows)))
+    merged = pa.concat_arrays(pieces).take(pa.array(by_key))
+    _, offset_buffer, data = merged.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32, count=merged.offset + len(merged) + 1)[merged.offset :]
+    target.array(f"{column}_offsets", np.int32)[: len(merged) + 1] = offsets - offsets[0]
+    length = int(offsets[-1] - offsets[0])
+    if length:
+        target.array(f"{column}_heap", np.uint8)[:length] = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+
+
+def _index(target: Segment, hashes: npt.NDArray[np.uint64], count: int) -> None:
+    buckets = (hashes & np.uint64(target.bucket_mask)).astype(np.int64)
+    by_bucket = np.argsort(buckets, kind="stable")  # within a bucket: oldest row first
+    sorted_buckets = buckets[by_bucket]
+    same = np.empty(count, np.bool_)
+    same[:1] = False
+    same[1:] = sorted_buckets[1:] == sorted_buckets[:-1]
+    before = np.zeros(count, np.uint64)
+    before[by_bucket[1:]] = np.where(same[1:], by_bucket[:-1] + 1, 0).astype(np.uint64)
+    high = (hashes & np.uint64(HASH_MASK)) << np.uint64(ROW_BITS)
+    target.link_array[:count] = order.are_words(high | before)
+    newest = np.flatnonzero(np.append(~same[1:], True))
+    rows = by_bucket[newest]
+    target.heads_array[sorted_buckets[newest]] = order.are_words(high[rows] | (rows + 1).astype(np.uint64))

@@ -1,0 +1,211 @@
+"""The mapped bytes of a pool and the memory behind them: the one class that a devdax device or famfs file would replace.
+
+Nothing touches memory that was not reserved: reading a hole of a tmpfs file allocates it, and kills the reader when
+/dev/shm is full. `reserve` uses the raw `fallocate` (glibc's emulation writes over other processes' bytes).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag import layout
+from sharedrag.errors import NotAPool, PoolFull, PoolReplaced, PoolTruncated, UnsupportedFileSystem
+
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
+_MADV_POPULATE_WRITE = 23
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+_LOCAL_ONLY = "Put the pool on tmpfs (/dev/shm) or a local ext4 or xfs disk"
+_REFUSED = {
+    "overlay": "copies a file up on first write, so two containers may map different files",
+    "nfs": "has no coherent shared mapping between hosts",
+    "nfs4": "has no coherent shared mapping between hosts",
+    "cifs": "has no coherent shared mapping between hosts",
+    "smb3": "has no coherent shared mapping between hosts",
+    "9p": "has no coherent shared mapping",
+    "ceph": "has no coherent shared mapping between hosts",
+    "fuse.sshfs": "has no coherent shared mapping",
+    "fuse.glusterfs": "has no coherent shared mapping",
+    "afs": "has no coherent shared mapping",
+    "vfat": "has no fallocate",
+}
+
+
+def file_system_of(folder: str) -> str:
+    """The type of the file system that holds a folder, as /proc/self/mountinfo names it; "" where that is unreadable."""
+    try:
+        device = os.stat(folder).st_dev
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    found = ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == number:
+            found = right.split()[0]
+    return found
+
+
+def refuse_unsuitable_file_system(path: str) -> None:
+    """Raise `UnsupportedFileSystem` for network file systems and overlayfs, with the reason."""
+    kind = file_system_of(os.path.dirname(path) or ".")
+    if kind in _REFUSED:
+        raise UnsupportedFileSystem(f"{kind} {_REFUSED[kind]}", operation="open", path=path, hint=_LOCAL_ONLY)
+
+
+def memory_headroom() -> int | None:
+    """Bytes that this process's memory cgroup may still take, or None without a limit.
+
+    Beyond it the kernel kills the process instead of failing the reservation.
+    """
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            allowed = Path(limit).read_text().strip()
+            if allowed != "max" and int(allowed) < 1 << 60:
+                return max(0, int(allowed) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+class Region:
+    """A shared, writable mapping of a whole pool file.
+
+    Attributes: `bytes` (memoryview "B"), `words` (memoryview "Q": item i is the aligned u64 at offset 8 i; see `order`),
+    `array` (uint8 array over the same memory), `address` (of byte 0), `size` (bytes).
+    """
+
+    def __init__(self, fd: int, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+        self._fd = fd
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.bytes = memoryview(self._map)
+        self.words = self.bytes.cast("Q")
+        self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+        self.address = int(self.array.ctypes.data)
+        stat = os.fstat(fd)
+        self.identity = (stat.st_dev, stat.st_ino)
+
+    @classmethod
+    def open(cls, path: str, size_expected: int) -> Region:
+        """Map an existing pool file; its size must be the one its superblock tells."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        size = os.fstat(fd).st_size
+        if size < size_expected:
+            os.close(fd)
+            raise PoolTruncated(
+                f"the file has {size:,} bytes, its superblock says {size_expected:,}",
+                operation="open",
+                path=path,
+                hint="Something cut the file while nobody should; restore it from a copy",
+            )
+        return cls(fd, path, size_expected)
+
+    def reserve(self, offset: int, length: int, *, operation: str) -> None:
+        """Make memory stand behind the bytes [offset, offset + length), so that touching them cannot fail.
+
+        Raises `PoolFull` when the file system or the memory cgroup has no room, `UnsupportedFileSystem` without fallocate.
+        """
+        headroom = memory_headroom()
+        if headroom is not None and length > headroom:
+            raise PoolFull(
+                f"{length:,} bytes wanted, the memory cgroup has {headroom:,} left",
+                operation=operation,
+                path=self.path,
+                hint="Raise the container's memory limit, or delete records and run `sharedrag maintain`",
+            )
+        if _libc.fallocate(self._fd, 0, offset, length) == 0:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EINTR:
+            return self.reserve(offset, length, operation=operation)
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise UnsupportedFileSystem("no fallocate", operation=operation, path=self.path, hint=_LOCAL_ONLY)
+        free = os.statvfs(os.path.dirname(self.path) or ".")
+        raise PoolFull(
+            f"{length:,} bytes wanted, the file system has {free.f_bavail * free.f_frsize:,} left ({os.strerror(code)})",
+            operation=operation,
+            path=self.path,
+            hint="Enlarge it (Docker's /dev/shm is 64 MiB unless --shm-size is given), or delete records and "
+            "run `sharedrag maintain`",
+        )
+
+    def populate(self, offset: int, length: int) -> None:
+        """Map the pages ahead of use; a kernel without MADV_POPULATE_WRITE maps them on first touch instead."""
+        try:
+            self._map.madvise(_MADV_POPULATE_WRITE, offset, length)
+        except OSError:
+            pass
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give the memory behind whole pages back to the system; the bytes then read as zero once reserved again."""
+        assert offset % layout.PAGE == 0 and length % layout.PAGE == 0
+        if _libc.fallocate(self._fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), self.path)
+
+    def reserved_in(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The (offset, length) pieces of [offset, offset + length) that have memory behind them."""
+        pieces: list[tuple[int, int]] = []
+        at, end = offset, offset + length
+        while at < end:
+            try:
+                start = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            if start >= end:
+                break
+            stop = min(end, os.lseek(self._fd, start, os.SEEK_HOLE))
+            pieces.append((start, stop - start))
+            at = stop
+        return pieces
+
+    def allocated(self) -> int:
+        """Bytes of memory (or disk) behind the whole file now."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def sync(self, offset: int, length: int) -> None:
+        """Bring whole pages to a disk-backed file before what depends on them is published; no cost on tmpfs."""
+        self._map.flush(offset // layout.PAGE * layout.PAGE, length + offset % layout.PAGE)
+
+    def check_not_replaced(self) -> None:
+        """Raise `PoolReplaced` if the path no longer leads to this file."""
+        try:
+            stat = os.stat(self.path)
+            same = (stat.st_dev, stat.st_ino) == self.identity
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise PoolReplaced(
+                "the file at this path was deleted or replaced while open",
+                operation="refresh",
+                path=self.path,
+                hint="Close this handle and open the pool again; what it held is still in the old file until then",
+            )
+
+    def close(self) -> None:
+        """Close the descriptor and, when nobody looks at it any more, the mapping."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        # Views that callers still hold keep the mapping alive; it goes with the last of them.
+
+
+def foreign(path: str, what: str) -> NotAPool:
+    """The error for a file that is no pool."""
+    return NotAPool(what, operation="open", path=path, hint="Check the path; a pool is made with `sharedrag create PATH`")

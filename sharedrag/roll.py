@@ -1,0 +1,156 @@
+"""A new segment for a lane: how large, of what shape, and how it comes into the manifest.
+
+Sizes grow fourfold from one extent to `Geometry.segment_size_max`, so that an idle collection costs little; a batch that
+needs more gets a segment to its measure. Heaps are sized by what the last segment of the lane held per row.
+"""
+
+from __future__ import annotations
+
+from sharedrag import extents, faults, manifest
+from sharedrag.arena import Arena
+from sharedrag.batch import Batch
+from sharedrag.errors import CollectionDropped, RecordTooLarge
+from sharedrag.lane import Lane, heap_needs
+from sharedrag.layout import EXTENT_SIZE, Geometry
+from sharedrag.manifest import CollectionEntry, Entry, Kind, Manifest, State
+from sharedrag.segment import DTYPES, HEADER_SIZE, HEAP_MAX, PUT, ROWS_MAX, Segment, Shape, buckets_for
+
+_GROWTH = 4
+_MARGIN = 1.2  # room for rows that are longer than the last ones were on average
+_PADDING = 64 * 16  # what aligning the columns may cost
+
+
+def least_shape(batch: Batch, definition: CollectionEntry, path: str) -> Shape:
+    """The smallest segment that holds the batch; raises `RecordTooLarge` when none could."""
+    ids, texts, metadata = heap_needs(batch)
+    rows = len(batch.ids)
+    if max(ids, texts, metadata) > HEAP_MAX or rows > ROWS_MAX:
+        raise RecordTooLarge(
+            f"a batch of {rows:,} rows with {ids:,} + {texts:,} + {metadata:,} bytes of ids, texts and metadata",
+            operation="put",
+            path=path,
+            hint=f"One batch holds up to {ROWS_MAX:,} rows and 2 GiB of each: split it",
+        )
+    return _shape(rows, definition, ids, texts, metadata)
+
+
+def _shape(rows: int, definition: CollectionEntry, ids: int, texts: int, metadata: int) -> Shape:
+    dtype = DTYPES[definition.dtype] if definition.dimension else 0
+    return Shape(rows, buckets_for(rows), definition.dimension or 0, dtype, ids, texts, metadata)
+
+
+def shape_for(size: int, batch: Batch, previous: Segment | None, definition: CollectionEntry, path: str) -> Shape:
+    """The shape that fills `size` bytes for rows like those of the batch and of the lane's previous segment."""
+    least = least_shape(batch, definition, path)
+    rows_before = previous.watermark() if previous else 0
+    averages = [need / len(batch.ids) for need in heap_needs(batch)]
+    if previous and rows_before > len(batch.ids):
+        held = (previous.id_offsets[rows_before], previous.text_offsets[rows_before], previous.metadata_offsets[rows_before])
+        averages = [max(batch_average, total / rows_before) for batch_average, total in zip(averages, held, strict=True)]
+    averages = [average * _MARGIN for average in averages]
+    empty = _shape(1, definition, 0, 0, 0)
+    fixed = 1 + 8 * 5 + 4 * 3 + (4 + empty.dimension * (4 if empty.dtype == 1 else 2) if empty.dimension else 0)
+    rows = min(ROWS_MAX, int((size - HEADER_SIZE - _PADDING) / (fixed + sum(averages))))
+    if rows > least.rows:
+        heaps = [min(HEAP_MAX, max(need, int(rows * average))) for need, average in zip(least[4:], averages, strict=True)]
+        roomy = _shape(rows, definition, *heaps)
+        if roomy.size <= size:
+            return _with_leftover(roomy, size)
+    return _with_leftover(least, size)
+
+
+def _with_leftover(shape: Shape, size: int) -> Shape:
+    spare = size - shape.size
+    heaps = {"text_bytes": shape.text_bytes, "metadata_bytes": shape.metadata_bytes, "id_bytes": shape.id_bytes}
+    largest = max(heaps, key=lambda name: heaps[name])
+    return shape._replace(**{largest: min(HEAP_MAX, heaps[largest] + spare // 64 * 64)})
+
+
+def sealed(entry: Entry, segment: Segment) -> Entry:
+    """The entry of a segment that is closed for good. REQUIRES: its lane."""
+    rows = segment.watermark()
+    shape = segment.shape
+    used = shape.size - sum(
+        room - held
+        for room, held in (
+            (shape.id_bytes, segment.id_offsets[rows]),
+            (shape.text_bytes, segment.text_offsets[rows]),
+            (shape.metadata_bytes, segment.metadata_offsets[rows]),
+        )
+    )
+    first, last = (segment.key[0], segment.key[rows - 1]) if rows else (0, 0)
+    return entry._replace(state=State.SEALED, rows=rows, key_min=first, key_max=last, size_used=used)
+
+
+def is_only_deletes(batch: Batch) -> bool:
+    """True for a batch that frees space rather than takes it."""
+    return not any(flags & PUT for flags in batch.flags)
+
+
+def wanted_extents(geometry: Geometry, least: int, previous_extents: int) -> int:
+    """How many extents the next segment should have."""
+    grown = min(geometry.segment_size_max // EXTENT_SIZE, max(1, previous_extents * _GROWTH))
+    return max(least, grown if previous_extents else 1)
+
+
+def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | None) -> Segment:
+    """Seal the lane's open segment of a collection and open one that has room for the batch.
+
+    REQUIRES: the lane and the handle's write lock. Raises `PoolFull`, `RecordTooLarge`, `CollectionDropped`, `PoolBusy`.
+    """
+    geometry, region = arena.geometry, arena.region
+    with arena.node_locked("roll") as current:
+        assert current is not None
+        faults.passing("roll.locked")
+        definition = current.collection(name)
+        if definition is None:
+            raise CollectionDropped(f"collection {name!r} was dropped", operation="put", path=arena.path, hint="Declare it again")
+        changed: dict[int, Entry | None] = {}
+        entry = current.by_uid.get(previous.uid) if previous else None
+        if previous is not None and entry is not None and entry.state == State.OPEN:
+            closed = sealed(entry, previous)
+            changed[entry.uid] = closed if closed.rows else closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
+        least = -(-least_shape(batch, definition, arena.path).size // EXTENT_SIZE)
+        if least > geometry.extents_per_node - geometry.rescue_extents:
+            raise RecordTooLarge(
+                f"the batch needs {least * EXTENT_SIZE:,} bytes in one piece, the node has {geometry.node_capacity:,} in all",
+                operation="put",
+                path=arena.path,
+                hint="Split the batch, or make a pool of larger capacity",
+            )
+        only_deletes = is_only_deletes(batch)
+        wanted = least if only_deletes else wanted_extents(geometry, least, entry.extents if entry else 0)
+        run = extents.take(region, current, geometry, wanted, least, emergency=only_deletes, operation="put")
+        faults.passing("roll.reserved")
+        size = run.extents * EXTENT_SIZE
+        shape = shape_for(size, batch, previous if entry else None, definition, arena.path)
+        uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
+        offset = geometry.extent_offset(current.node, run.first)
+        region.populate(offset, size)
+        segment = Segment.create(region, offset, uid, lane.global_number, shape, size)
+        faults.passing("roll.initialised")
+        changed[uid] = Entry(
+            uid, Kind.SEGMENT, State.OPEN, lane.global_number, definition.number, run.first, run.extents, 0, 0, 0, 0, shape.size
+        )
+        arena.publish(current.with_entries(changed, next_number=current.next_number + 1))
+    return segment
+
+
+def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
+    """Put a collection into this node's catalog unless it is there; returns the node's manifest. Raises `PoolBusy`."""
+    with arena.node_locked("collection") as current:
+        assert current is not None
+        if current.collection(wanted.name) is not None:
+            return current
+        numbered = CollectionEntry(
+            current.next_collection,
+            wanted.name,
+            wanted.dimension,
+            wanted.metric,
+            wanted.dtype,
+            wanted.embedding_model,
+            wanted.created_us,
+        )
+        new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
+        arena.publish(new)
+        return new

@@ -1,0 +1,368 @@
+"""A segment: an Arrow record batch that is still being written. Where its columns lie, and how its bytes are checked.
+
+One writer (the holder of its lane) fills row after row and stores the watermark last; a prefix of the columns never
+changes, so a reader uses the first `watermark` rows where they lie. Sealed, it is the same bytes, closed for good.
+
+Header page (offset, size, field; writer: the holder of the lane, before the manifest names the segment):
+
+       0   4  magic "SSEG"                   28   4  buckets (a power of two)
+       4   4  dtype: 0 none, 1 f4, 2 f2      32   8  id heap, B
+       8   8  uid                            40   8  text heap, B
+      16   4  dimension (0 = no vectors)     48   8  metadata heap, B
+      20   4  rows it has room for           56   8  xxh3-64 of bytes 0..55
+      24   4  lane (of the pool)
+   1,024   8  watermark: checked word, rows published          stored last
+   1,088   8  epoch: raised before unpublished rows are undone
+
+Columns, each 64-byte aligned, from byte 4,096 on (n = rows it has room for):
+
+    flags      u1[n]   low nibble: 1 put, 2 has vector, 4 has text, 8 has metadata; high nibble: its complement
+    key        u8[n]   order key, strictly increasing
+    created    i8[n]   the record's own time, us since 1970
+    checksum   u8[n]   xxh3-64 of id + text + metadata, seeded with the vector's xxh3-64 ^ key ^ created ^ flags ^ norm
+    link       u8[n]   checked word: hash31 of the id << 24 | 1 + the row before it in its bucket (0 = none)
+    heads      u8[b]   checked word: hash31 << 24 | 1 + newest row of the bucket (0 = none)
+    *_offsets  i4[n+1] Arrow string offsets, for id, text and metadata (JSON)
+    norm       f4[n]   length of the vector as it was given (cosine: vectors are stored as unit vectors)
+    vectors    f4 or f2 [n, dimension]
+    *_heap     u1      the strings' bytes
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from sharedrag import layout, order
+from sharedrag.errors import PoolDamaged
+from sharedrag.region import Region
+
+_HEADER = struct.Struct("<4sIQIIIIQQQ")
+_HEADER_CHECKSUM = struct.Struct("<Q")
+_MAGIC = b"SSEG"
+_WATERMARK_OFFSET = 1024
+_EPOCH_OFFSET = 1088
+HEADER_SIZE = layout.PAGE
+assert _HEADER.size == 56
+
+PUT, HAS_VECTOR, HAS_TEXT, HAS_METADATA = 1, 2, 4, 8
+FLAGS = tuple(low | (~low & 15) << 4 for low in range(16))  # self-checking byte for each combination
+FLAGS_VALID = frozenset(FLAGS)
+DELETE_FLAGS = FLAGS[0]
+
+ROW_BITS = 24
+ROW_MASK = (1 << ROW_BITS) - 1
+ROWS_MAX = ROW_MASK - 1
+HASH_MASK = (1 << 31) - 1
+HEAP_MAX = (1 << 31) - 1
+NORM_ONE = 0x3F800000  # the bits of float32 1.0
+DTYPES: dict[str, int] = {"none": 0, "float32": 1, "float16": 2}
+_NUMPY: dict[int, type[np.generic]] = {1: np.float32, 2: np.float16}
+_U64 = (1 << 64) - 1
+
+
+class Shape(NamedTuple):
+    """What a segment has room for: rows, hash buckets, vector kind and bytes of each heap."""
+
+    rows: int
+    buckets: int
+    dimension: int
+    dtype: int
+    id_bytes: int
+    text_bytes: int
+    metadata_bytes: int
+
+    def columns(self) -> dict[str, tuple[int, int]]:
+        """Name -> (offset from the segment's start, size), both in bytes, in file order."""
+        width = 4 if self.dtype == 1 else 2
+        sizes = {
+            "flags": self.rows,
+            "key": 8 * self.rows,
+            "created": 8 * self.rows,
+            "checksum": 8 * self.rows,
+            "link": 8 * self.rows,
+            "heads": 8 * self.buckets,
+            "id_offsets": 4 * (self.rows + 1),
+            "text_offsets": 4 * (self.rows + 1),
+            "metadata_offsets": 4 * (self.rows + 1),
+            "norm": 4 * self.rows if self.dimension else 0,
+            "vectors": width * self.dimension * self.rows,
+            "id_heap": self.id_bytes,
+            "text_heap": self.text_bytes,
+            "metadata_heap": self.metadata_bytes,
+        }
+        at, placed = HEADER_SIZE, {}
+        for name, size in sizes.items():
+            placed[name] = (at, size)
+            at += (size + 63) & ~63
+        placed["end"] = (at, 0)
+        return placed
+
+    @property
+    def size(self) -> int:
+        """Bytes from the header to the end of the last column."""
+        return self.columns()["end"][0]
+
+
+def buckets_for(rows: int) -> int:
+    """Hash buckets for that many rows: the greatest power of two that is not more."""
+    return 1 << max(0, rows.bit_length() - 1)
+
+
+def hash31(encoded_id: bytes) -> int:
+    """The 31 bits of an id's xxh3-64 that index it; the full id is compared in the end."""
+    return xxhash.xxh3_64_intdigest(encoded_id) & HASH_MASK
+
+
+def row_checksum(payload: bytes, vector: memoryview | bytes, key: int, created_us: int, flags: int, norm_bits: int) -> int:
+    """The checksum of one row; `payload` is id + text + metadata joined, `norm_bits` the float32's bits.
+
+    It covers nothing that depends on the row's place, so merging copies it unchanged.
+    """
+    seed = key ^ (created_us & _U64) ^ flags << 48 ^ norm_bits << 8
+    if vector:
+        seed ^= xxhash.xxh3_64_intdigest(vector)
+    return xxhash.xxh3_64_intdigest(payload, seed)
+
+
+class RawRow(NamedTuple):
+    """One row as it lies, its strings copied out."""
+
+    id: bytes
+    text: bytes | None
+    metadata: bytes | None
+    created_us: int
+    key: int
+    flags: int
+    norm_bits: int
+
+
+class Segment:
+    """A segment's columns as views of the pool's memory.
+
+    Memoryviews (`key`, `link`, ...) serve single rows: item access is one load or store (see `order`). The `*_array`
+    properties are NumPy views of whole columns. Rows at or beyond the watermark are nobody's business but the writer's.
+    """
+
+    def __init__(self, region: Region, offset: int, uid: int, size_allocated: int) -> None:
+        """View the segment at a file offset; raises `PoolDamaged` if the header is not what the manifest says."""
+        self.region = region
+        self.offset = offset
+        self.uid = uid
+        self.shape, self.lane = self._read_header(region, offset, uid, size_allocated)
+        self.watermark_index = (offset + _WATERMARK_OFFSET) >> 3
+        self.epoch_index = (offset + _EPOCH_OFFSET) >> 3
+        self.columns = self.shape.columns()
+        view = self._view
+        self.flags = view("flags", "B")
+        self.key = view("key", "Q")
+        self.created = view("created", "q")
+        self.checksum = view("checksum", "Q")
+        self.link = view("link", "Q")
+        self.heads = view("heads", "Q")
+        self.id_offsets = view("id_offsets", "i")
+        self.text_offsets = view("text_offsets", "i")
+        self.metadata_offsets = view("metadata_offsets", "i")
+        self.norm_bits = view("norm", "I")
+        self.id_heap = view("id_heap", "B")
+        self.text_heap = view("text_heap", "B")
+        self.metadata_heap = view("metadata_heap", "B")
+        self.vector_bytes = view("vectors", "B")
+        self.vector_width = self.shape.dimension * (4 if self.shape.dtype == 1 else 2)
+        self.bucket_mask = self.shape.buckets - 1
+
+    @staticmethod
+    def _read_header(region: Region, offset: int, uid: int, size_allocated: int) -> tuple[Shape, int]:
+        header = bytes(region.bytes[offset : offset + _HEADER.size])
+        (checksum,) = _HEADER_CHECKSUM.unpack(region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8])
+        magic, dtype, written_uid, dimension, rows, lane, buckets, ids, texts, metadata = _HEADER.unpack(header)
+        shape = Shape(rows, buckets, dimension, dtype, ids, texts, metadata)
+        if magic != _MAGIC or checksum != xxhash.xxh3_64_intdigest(header) or written_uid != uid or shape.size > size_allocated:
+            raise PoolDamaged(f"the header of segment {uid:#x} is wrong", offset=offset, operation="open segment", path=region.path)
+        return shape, lane
+
+    @classmethod
+    def create(cls, region: Region, offset: int, uid: int, lane: int, shape: Shape, size_allocated: int) -> Segment:
+        """Write the header of an empty segment into reserved, zeroed memory. REQUIRES: nobody else can see it."""
+        assert shape.size <= size_allocated and shape.rows <= ROWS_MAX and shape.buckets & (shape.buckets - 1) == 0
+        header = _HEADER.pack(
+            _MAGIC,
+            shape.dtype,
+            uid,
+            shape.dimension,
+            shape.rows,
+            lane,
+            shape.buckets,
+            shape.id_bytes,
+            shape.text_bytes,
+            shape.metadata_bytes,
+        )
+        region.bytes[offset : offset + _HEADER.size] = header
+        region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8] = _HEADER_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
+        segment = cls(region, offset, uid, size_allocated)
+        segment.heads_array[:] = order.checked(0)
+        region.words[segment.watermark_index] = order.checked(0)
+        return segment
+
+    def _view(self, column: str, code: str) -> memoryview:
+        at, size = self.columns[column]
+        start = self.offset + at
+        return self.region.bytes[start : start + size].cast(code)
+
+    def array(self, column: str, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        """A whole column as a one-dimensional NumPy view of the pool's memory."""
+        at, size = self.columns[column]
+        start = self.offset + at
+        return self.region.array[start : start + size].view(dtype)
+
+    @property
+    def heads_array(self) -> npt.NDArray[np.uint64]:
+        """Bucket heads, (buckets,) uint64."""
+        return self.array("heads", np.uint64)  # type: ignore[return-value]
+
+    @property
+    def link_array(self) -> npt.NDArray[np.uint64]:
+        """Links, (rows,) uint64."""
+        return self.array("link", np.uint64)  # type: ignore[return-value]
+
+    @property
+    def key_array(self) -> npt.NDArray[np.uint64]:
+        """Order keys, (rows,) uint64."""
+        return self.array("key", np.uint64)  # type: ignore[return-value]
+
+    @property
+    def flags_array(self) -> npt.NDArray[np.uint8]:
+        """Flags, (rows,) uint8."""
+        return self.array("flags", np.uint8)  # type: ignore[return-value]
+
+    @property
+    def vectors_array(self) -> npt.NDArray[np.floating]:
+        """Vectors as they are stored, (rows, dimension) float32 or float16."""
+        found = self.array("vectors", _NUMPY[self.shape.dtype]).reshape(self.shape.rows, self.shape.dimension)
+        return found  # type: ignore[return-value]
+
+    def damaged(self, what: str, column: str, row: int = 0, width: int = 8) -> PoolDamaged:
+        """The error for a row's bytes that fail a check."""
+        return PoolDamaged(
+            f"segment {self.uid:#x}, row {row}: {what}",
+            offset=self.offset + self.columns[column][0] + row * width,
+            operation="read",
+            path=self.region.path,
+        )
+
+    def watermark(self) -> int:
+        """Rows published; the acquire side of `LaneWriter`'s last store. Raises `PoolDamaged`."""
+        return self.rows_of(self.region.words[self.watermark_index])
+
+    def rows_of(self, word: int) -> int:
+        """The rows that a watermark word tells; raises `PoolDamaged` if it fails its check."""
+        rows = word & order.VALUE_MASK
+        if word >> order.VALUE_BITS != rows % order.CHECK_PRIME + 1 or rows > self.shape.rows:
+            raise PoolDamaged(
+                f"the watermark of segment {self.uid:#x} fails its check",
+                offset=self.watermark_index << 3,
+                operation="read",
+                path=self.region.path,
+            )
+        return rows
+
+    def id_at(self, row: int) -> bytes:
+        """The id of a row; raises `PoolDamaged` on impossible offsets."""
+        return self._string(self.id_offsets, self.id_heap, row, "id_offsets")
+
+    def _string(self, offsets: memoryview, heap: memoryview, row: int, column: str) -> bytes:
+        start, stop = offsets[row], offsets[row + 1]
+        if not 0 <= start <= stop <= len(heap):
+            raise self.damaged("impossible string offsets", column, row, 4)
+        return bytes(heap[start:stop])
+
+    def string_offsets(self, column: str, rows: int) -> npt.NDArray[np.int32]:
+        """The first rows + 1 offsets of "id", "text" or "metadata", checked: they rise from 0 and stay in the heap.
+
+        (rows + 1,) int32, a view of the pool's memory. Raises `PoolDamaged`.
+        """
+        offsets: npt.NDArray[np.int32] = self.array(f"{column}_offsets", np.int32)[: rows + 1]  # type: ignore[assignment]
+        if offsets[0] != 0 or offsets[-1] > self.columns[f"{column}_heap"][1] or (offsets[1:] < offsets[:-1]).any():
+            raise self.damaged("impossible string offsets", f"{column}_offsets", 0, 4)
+        return offsets
+
+    def lookup(self, encoded_id: bytes, hashed: int, rows: int) -> int:
+        """The newest of the first `rows` rows with this id, or -1. Raises `PoolDamaged`.
+
+        A chain may pass through rows beyond `rows` that are being written; if the writer undid such rows meanwhile
+        (the epoch rose), the walk starts again.
+        """
+        while True:
+            epoch = self.region.words[self.epoch_index]
+            found, met_unpublished = self._walk(encoded_id, hashed, rows)
+            if not met_unpublished or self.region.words[self.epoch_index] == epoch:
+                return found
+
+    def _walk(self, encoded_id: bytes, hashed: int, rows: int) -> tuple[int, bool]:
+        bucket = hashed & self.bucket_mask
+        word = self.heads[bucket]
+        value = word & order.VALUE_MASK
+        if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1:
+            raise self.damaged("a bucket head fails its check", "heads", bucket)
+        row = (value & ROW_MASK) - 1
+        met_unpublished = False
+        while row >= 0:
+            if row >= self.shape.rows:
+                raise self.damaged("a bucket leads beyond the segment", "heads", bucket)
+            word = self.link[row]
+            value = word & order.VALUE_MASK
+            before = (value & ROW_MASK) - 1
+            if row >= rows:
+                met_unpublished = True
+                if before >= row:
+                    return -1, True
+            else:
+                if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or before >= row:
+                    raise self.damaged("a link fails its check", "link", row)
+                linked = value >> ROW_BITS
+                if linked == hashed:
+                    if self.id_at(row) == encoded_id:
+                        return row, met_unpublished
+                elif (linked & self.bucket_mask) != bucket:
+                    raise self.damaged("a link is in the wrong bucket", "link", row)
+            row = before
+        return -1, met_unpublished
+
+    def read(self, row: int) -> RawRow:
+        """A published row, its checksum verified; raises `PoolDamaged`."""
+        flags = self.flags[row]
+        if flags not in FLAGS_VALID:
+            raise self.damaged("flags fail their check", "flags", row, 1)
+        encoded_id = self._string(self.id_offsets, self.id_heap, row, "id_offsets")
+        text = self._string(self.text_offsets, self.text_heap, row, "text_offsets")
+        metadata = self._string(self.metadata_offsets, self.metadata_heap, row, "metadata_offsets")
+        key, created_us = self.key[row], self.created[row]
+        norm_bits = self.norm_bits[row] if self.shape.dimension else NORM_ONE
+        vector = self.stored_vector(row) if flags & HAS_VECTOR else b""
+        if row_checksum(encoded_id + text + metadata, vector, key, created_us, flags, norm_bits) != self.checksum[row]:
+            raise self.damaged("the row's checksum is wrong", "checksum", row)
+        return RawRow(
+            encoded_id,
+            text if flags & HAS_TEXT else None,
+            metadata if flags & HAS_METADATA else None,
+            created_us,
+            key,
+            flags,
+            norm_bits,
+        )
+
+    def stored_vector(self, row: int) -> memoryview:
+        """The bytes of a row's vector as they lie."""
+        start = row * self.vector_width
+        return self.vector_bytes[start : start + self.vector_width]
+
+    def vector(self, row: int, norm_bits: int) -> npt.NDArray[np.float32]:
+        """A copy of a row's vector as it was given, (dimension,) float32."""
+        copy: npt.NDArray[np.float32] = self.vectors_array[row].astype(np.float32)
+        if norm_bits != NORM_ONE:
+            copy *= np.uint32(norm_bits).view(np.float32)
+        return copy

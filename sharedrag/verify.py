@@ -1,0 +1,115 @@
+"""Looking at every byte that decides something: all that is visible, against its checksums, links and order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from sharedrag import deletions, layout, order
+from sharedrag.arena import Arena
+from sharedrag.errors import PoolDamaged
+from sharedrag.info import Problem, VerifyReport
+from sharedrag.layout import EXTENT_SIZE
+from sharedrag.manifest import Entry, Kind
+from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
+
+_PROBLEMS_MAX = 1000
+_PROGRESS_ROWS = 10_000
+Progress = Callable[[int, int], None]
+
+
+def verify(arena: Arena, progress: Progress | None = None) -> VerifyReport:
+    """Check the pool that `arena` is attached to; rows that are written meanwhile are left out."""
+    report = VerifyReport(path=arena.path)
+    started = time.perf_counter()
+    snapshot = arena.refresh()
+    visible = [(one.node, entry) for one in snapshot.manifests for entry in one.entries if entry.visible]
+    rows = {entry.uid: _rows(arena, node, entry, report) for node, entry in visible if entry.kind == Kind.SEGMENT}
+    total = sum(rows.values())
+    for node, entry in visible:
+        try:
+            if entry.kind == Kind.DELETIONS:
+                offset = arena.geometry.extent_offset(node, entry.first_extent)
+                deletions.decode(arena.region, offset, entry.extents * EXTENT_SIZE)
+            elif rows[entry.uid]:
+                _verify_segment(arena.segment(node, entry), rows[entry.uid], report, progress, total)
+        except PoolDamaged as error:
+            _note(report, error)
+        report.segments += entry.kind == Kind.SEGMENT
+    _verify_sessions(arena, report)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _note(report: VerifyReport, error: PoolDamaged) -> None:
+    if len(report.problems) < _PROBLEMS_MAX:
+        report.problems.append(Problem(offset=error.offset, what=error.what, advice=error.hint))
+
+
+def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int:
+    try:
+        segment = arena.segment(node, entry)
+        rows = segment.watermark()
+        if entry.rows and rows != entry.rows:
+            raise PoolDamaged(
+                f"segment {entry.uid:#x} was sealed with {entry.rows} rows, its watermark says {rows}",
+                offset=segment.watermark_index << 3,
+                operation="verify",
+                path=arena.path,
+            )
+    except PoolDamaged as error:
+        _note(report, error)
+        return 0
+    return rows
+
+
+def _verify_segment(segment: Segment, rows: int, report: VerifyReport, progress: Progress | None, total: int) -> None:
+    for column in ("id", "text", "metadata"):
+        segment.string_offsets(column, rows)
+    keys = segment.key_array[:rows]
+    if not (keys[1:] > keys[:-1]).all():
+        _note(report, segment.damaged("order keys do not increase", "key", int(np.flatnonzero(keys[1:] <= keys[:-1])[0]) + 1))
+    _verify_links(segment, rows, report)
+    for row in range(rows):
+        try:
+            if segment.flags[row] not in FLAGS_VALID:
+                raise segment.damaged("flags fail their check", "flags", row, 1)
+            raw = segment.read(row)
+            hashed = hash31(raw.id)
+            if (segment.link[row] & order.VALUE_MASK) >> ROW_BITS != hashed or segment.lookup(raw.id, hashed, row + 1) != row:
+                raise segment.damaged("the row cannot be found by its id", "link", row)
+            if raw.flags & HAS_VECTOR and not np.isfinite(segment.vectors_array[row]).all():
+                raise segment.damaged("the vector is not finite", "vectors", row, segment.vector_width)
+        except PoolDamaged as error:
+            _note(report, error)
+        report.rows += 1
+        if progress and report.rows % _PROGRESS_ROWS == 0:
+            progress(report.rows, total)
+
+
+def _verify_links(segment: Segment, rows: int, report: VerifyReport) -> None:
+    for name, words in (("heads", segment.heads_array), ("link", segment.link_array[:rows])):
+        bad = np.flatnonzero(~order.are_checked(words))
+        for at in bad[:10].tolist():
+            _note(report, segment.damaged("an index word fails its check", name, at))
+    heads = (segment.heads_array & ROW_MASK).astype(np.int64)
+    if int(heads.max(initial=0)) > segment.shape.rows:
+        _note(report, segment.damaged("a bucket leads beyond the segment", "heads", int(heads.argmax())))
+
+
+def _verify_sessions(arena: Arena, report: VerifyReport) -> None:
+    geometry = arena.geometry
+    for node in range(geometry.nodes):
+        for slot in range(layout.SESSIONS_PER_NODE):
+            at = geometry.session_offset(node, slot) + layout.SESSION_PINS
+            for other in range(layout.NODES_MAX):
+                word = arena.region.words[(at >> 3) + other]
+                if word and not order.is_checked(word):
+                    error = PoolDamaged(
+                        f"a pin of session {slot} of node {node} fails its check",
+                        offset=at + 8 * other,
+                        hint="Nothing is lost, but memory is kept back while that process lives: restart it",
+                    )
+                    _note(report, error)

@@ -1,0 +1,145 @@
+"""The write side of one handle: its lane, its open segments, and what to do when there is no room."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sharedrag.arena import Arena, Snapshot
+from sharedrag.batch import Batch
+from sharedrag.errors import CollectionDropped, PoolFull
+from sharedrag.lane import Appender, Lane
+from sharedrag.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, clock_of
+from sharedrag.maintenance import Maintainer
+from sharedrag.manifest import CollectionEntry, Kind, State
+from sharedrag.roll import declare, roll
+
+_FULL_WAIT_S = 3.0  # how long a put waits for maintenance, here or elsewhere, to make room
+_FULL_POLL_S = 0.02
+
+
+class Writer:
+    """Appends for all collections of one handle; its lock lets one thread append at a time."""
+
+    def __init__(self, arena: Arena, maintainer: Maintainer) -> None:
+        """Claim nothing yet: the lane comes with the first write."""
+        self._arena = arena
+        self._maintainer = maintainer
+        self.lock = threading.Lock()
+        self.lane: Lane | None = None
+        self._snapshot: Snapshot | None = None
+        self._appenders: dict[str, Appender] = {}
+
+    def write(self, name: str, batch: Batch, definition: CollectionEntry) -> None:
+        """Append a batch to a collection and publish it. Raises `PoolFull`, `PoolBusy`, `CollectionDropped`, ..."""
+        with self.lock:
+            snapshot = self._arena.refresh()
+            if snapshot is not self._snapshot:
+                self._adopt(snapshot)
+            appender = self._appenders.get(name)
+            if appender is not None and appender.append(batch):
+                return
+            if self.lane is None:
+                self.lane = Lane(self._arena)
+            self._append_somewhere(name, batch, definition)
+
+    def _append_somewhere(self, name: str, batch: Batch, definition: CollectionEntry) -> None:
+        """The rare path: take over a segment of our lane, or roll to a new one, until the batch is in."""
+        assert self.lane is not None
+        self._declare(name, definition)
+        appender = self._appenders.get(name) or self._take_over(name)
+        if appender is not None and appender.append(batch):
+            return
+        deadline = time.monotonic() + _FULL_WAIT_S
+        while True:
+            try:
+                segment = roll(self._arena, self.lane, name, batch, appender.segment if appender else None)
+                break
+            except PoolFull:
+                if not self._room_was_made(deadline):
+                    raise
+                self._adopt(self._arena.refresh())
+                appender = self._appenders.get(name)
+        appender = self._appenders[name] = Appender(self.lane, segment)
+        self._adopt(self._arena.refresh())
+        if not appender.append(batch):
+            raise AssertionError("a segment made for a batch has no room for it")
+
+    def _declare(self, name: str, definition: CollectionEntry) -> None:
+        """Enter the collection in our node's catalog, if only another node has it so far."""
+        if self._arena.current.manifests[self._arena.node].collection(name) is None:
+            if not any(one.collection(name) for one in self._arena.refresh().manifests):
+                raise CollectionDropped(
+                    f"collection {name!r} was dropped", operation="put", path=self._arena.path, hint="Declare it again with pool.collection(...)"
+                )
+            declare(self._arena, definition)
+            self._arena.refresh()
+
+    def _take_over(self, name: str) -> Appender | None:
+        """An open segment that the lane's last holder left."""
+        assert self.lane is not None
+        own = self._arena.refresh().manifests[self._arena.node]
+        definition = own.collection(name)
+        for entry in own.entries:
+            if (
+                definition is not None
+                and entry.kind == Kind.SEGMENT
+                and entry.state == State.OPEN
+                and entry.lane == self.lane.global_number
+                and entry.collection == definition.number
+            ):
+                appender = self._appenders[name] = Appender(self.lane, self._arena.segment(self._arena.node, entry))
+                self._adopt(self._arena.current)
+                return appender
+        return None
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Check our open segments against the newest manifests; learn the others' to order our keys after theirs."""
+        own = snapshot.manifests[self._arena.node]
+        for name, appender in list(self._appenders.items()):
+            entry = own.by_uid.get(appender.segment.uid)
+            definition = own.collection(name)
+            if entry is None or definition is None or entry.state != State.OPEN or entry.collection != definition.number:
+                del self._appenders[name]
+                continue
+            appender.others = []
+            trusted = time.time_ns() // 1000 - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX
+            for one in snapshot.manifests:
+                theirs = one.collection(name)
+                for other in one.entries if theirs else ():
+                    if other.kind != Kind.SEGMENT or theirs is None or other.collection != theirs.number or not other.visible:
+                        continue
+                    if other.state == State.SEALED:
+                        clock = clock_of(other.key_max)
+                        appender.floor = max(appender.floor, clock if clock <= trusted else 0)
+                    elif other.uid != appender.segment.uid:
+                        appender.others.append(self._arena.segment(one.node, other))
+        self._snapshot = snapshot
+
+    def _room_was_made(self, deadline: float) -> bool:
+        """After `PoolFull`: maintain, or wait for whoever does; False when nothing more is to be had."""
+        while True:
+            before = self._arena.refresh().roots[self._arena.node]
+            report = self._maintainer.run()
+            own = self._arena.refresh().manifests[self._arena.node]
+            if report.segments_freed or report.bytes_freed or (not report.elected and self._arena.current.roots[self._arena.node] != before):
+                return True
+            waiting = any(entry.state in (State.RETIRED, State.PUNCHING) for entry in own.entries)
+            if time.monotonic() >= deadline or (report.elected and not waiting and not report.segments_merged):
+                return False
+            time.sleep(_FULL_POLL_S)
+
+    def release(self) -> None:
+        """Give the lane back (closing)."""
+        with self.lock:
+            self._appenders.clear()
+            if self.lane is not None:
+                self.lane.release()
+                self.lane = None
+
+    def after_fork_in_child(self) -> None:
+        """The lane is the parent's; ours is claimed at our first write."""
+        self.lock = threading.Lock()
+        self.lane = None
+        self._snapshot = None
+        self._appenders = {}
