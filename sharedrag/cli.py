@@ -91,9 +91,7 @@ def create(
     ```
     """
     existed = Path(path).exists()
-    with Pool.open(
-        path, create=True, capacity=capacity, nodes=nodes, name="sharedrag create", maintenance=False
-    ) as pool:
+    with _open(path, "create", create=True, capacity=capacity, nodes=nodes) as pool:
         info = pool.info()
     done = "It was there already and is left as it is" if existed else "Created"
     console = _console()
@@ -120,7 +118,7 @@ def info(
     sharedrag info /dev/shm/team.pool --json | jq .collections
     ```
     """
-    with Pool.open(path, node=node, name="sharedrag info", maintenance=False) as pool:
+    with _open(path, "info", node=node) as pool:
         if as_json:
             while True:
                 typer.echo(pool.info().model_dump_json(indent=None if watch else 2))
@@ -148,7 +146,7 @@ def verify(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> Non
     sharedrag verify /dev/shm/team.pool && echo fine
     ```
     """
-    with Pool.open(path, node=node, name="sharedrag verify", maintenance=False) as pool:
+    with _open(path, "verify", node=node) as pool:
         report = pool.verify()
     _show(report.model_dump_json(indent=2) if as_json else cli_view.verify_view(report))
     if not report.ok:
@@ -166,7 +164,7 @@ def maintain(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> N
     sharedrag maintain /dev/shm/team.pool
     ```
     """
-    with Pool.open(path, node=node, name="sharedrag maintain", maintenance=False) as pool:
+    with _open(path, "maintain", node=node) as pool:
         report = pool.maintain()
     _show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
 
@@ -198,7 +196,7 @@ def ask(
     ```
     """
     conditions = _conditions(where or [])
-    with Pool.open(path, node=node, name="sharedrag ask", maintenance=False) as pool:
+    with _open(path, "ask", node=node) as pool:
         searched = pool.collection(collection or _collection_to_ask(pool))
         model = load_embedder(embedder or searched.embedding_model or MINILM)
         started = time.perf_counter()
@@ -228,6 +226,16 @@ def demo(ctx: typer.Context) -> None:
         raise SharedRagError("the demo is not installed", operation="demo", hint="Run it in a clone, with `make demo`")
     # The demo becomes this process, so that Ctrl-C and the exit code are its own.
     os.execv(sys.executable, [sys.executable, "-m", "demos.hawaii", *ctx.args])
+
+
+def _open(path: str, command: str, **options: Any) -> Pool:
+    """The pool, without a maintenance thread. A size or node that cannot be is a wrong command line (exit code 2)."""
+    try:
+        return Pool.open(path, name=f"sharedrag {command}", maintenance=False, **options)
+    except SharedRagError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _show(what: RenderableType) -> None:

@@ -89,12 +89,12 @@ def _space(info: PoolInfo) -> RenderableType:
     created = datetime.fromtimestamp(info.created_us / 1e6, UTC)
     used = Table.grid(padding=(0, 1))
     used.add_row(
+        f"{size(info.allocated)} of {size(info.capacity)} used, {size(info.free)} free",
         ProgressBar(total=max(1, info.capacity), completed=info.allocated, width=40),
-        f"{info.allocated / max(1, info.capacity):.0%} of {size(info.capacity)} used, {size(info.free)} free",
     )
     facts = (
         f"{size(info.reserved)} of memory or disk behind it now; format {info.format_version}; "
-        f"created {age(created)} ago ({created:%Y-%m-%d %H:%M} UTC)"
+        f"created {created:%Y-%m-%d %H:%M} UTC"
     )
     return Panel(Group(used, Text(facts, style="dim")), title=plain(info.path), title_align="left")
 

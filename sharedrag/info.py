@@ -38,8 +38,8 @@ class SessionInfo(BaseModel):
     alive: bool
     stopped: bool = Field(description="the process is stopped (SIGSTOP, a debugger): its pins hold memory")
     generations_behind: int = Field(description="how far its oldest view lags behind its node's newest manifest")
-    memory_private: int | None = Field(description="bytes, None if not readable")
-    memory_shared: int | None
+    memory_private: int | None = Field(description="bytes that it alone holds, without the pool; None if not readable")
+    memory_shared: int | None = Field(description="bytes of the pool that it has touched, and of shared libraries")
 
 
 class CollectionInfo(BaseModel):
@@ -181,6 +181,7 @@ def session_infos(arena: Arena) -> list[SessionInfo]:
     """The attached processes of all nodes."""
     geometry, words = arena.geometry, arena.region.words
     manifests = arena.refresh().manifests
+    pool_inode = arena.region.identity[1]
     found = []
     for node in range(geometry.nodes):
         for slot in range(layout.SESSIONS_PER_NODE):
@@ -190,7 +191,7 @@ def session_infos(arena: Arena) -> list[SessionInfo]:
             if not pid or not (mine or arena.session.locks.held_elsewhere(offset)):
                 continue
             pinned = words[((offset + layout.SESSION_PINS) >> 3) + node] & order.VALUE_MASK
-            private, shared = process_memory(pid)
+            private, shared = process_memory(pid, pool_inode)
             found.append(
                 SessionInfo(
                     node=node,
@@ -208,17 +209,24 @@ def session_infos(arena: Arena) -> list[SessionInfo]:
     return found
 
 
-def process_memory(pid: int) -> tuple[int | None, int | None]:
-    """(private, shared) resident bytes of a process; None where the kernel does not tell."""
+def process_memory(pid: int, pool_inode: int) -> tuple[int | None, int | None]:
+    """(private, shared) resident bytes of a process; None where the kernel does not tell.
+
+    The pool's pages count as shared even while one process alone has touched them (the kernel calls them private then):
+    they are there once, however many come.
+    """
     private = shared = 0
+    of_pool = False
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
+        with open(f"/proc/{pid}/smaps") as file:
             for line in file:
-                name, _, rest = line.partition(":")
-                if name.startswith("Private_"):
-                    private += int(rest.split()[0]) * 1024
-                elif name.startswith("Shared_"):
-                    shared += int(rest.split()[0]) * 1024
+                name, *rest = line.split()
+                if not name.endswith(":"):  # the head of a mapping: addresses, flags, offset, device, inode
+                    of_pool = rest[0].endswith("s") and int(rest[3]) == pool_inode
+                elif name.startswith("Private_") and not of_pool:
+                    private += int(rest[0]) * 1024
+                elif name.startswith(("Private_", "Shared_")):
+                    shared += int(rest[0]) * 1024
     except (OSError, ValueError, IndexError):
         return None, None
     return private, shared
