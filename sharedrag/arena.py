@@ -70,8 +70,9 @@ class Arena:
         """The newest snapshot: a comparison of root words when nothing changed."""
         current = self.current
         words = self.region.words
-        for index, seen in zip(self._root_indexes, current.roots, strict=True):
-            if words[index] != seen:
+        seen = current.roots
+        for node, index in enumerate(self._root_indexes):
+            if words[index] != seen[node]:
                 with self.guard:
                     if self.closed:
                         raise self.closed_error()

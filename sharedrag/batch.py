@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ def encode_id(given: object) -> bytes:
         encoded = given.encode()
     except UnicodeEncodeError as error:
         raise invalid(f"id {given!r:.80} is not valid Unicode: {error.reason}", "Remove lone surrogates") from None
+    if 0 < len(encoded) <= ID_BYTES_MAX:
+        return encoded
     if not encoded:
         raise invalid("an id is empty", "Give each record an id of at least one character")
     if len(encoded) > ID_BYTES_MAX:
@@ -68,10 +70,12 @@ def encode_metadata(metadata: object) -> bytes:
 
     datetime, date, time, UUID and enum values become strings as orjson writes them; NaN and infinity are refused.
     """
-    if not isinstance(metadata, Mapping):
-        raise invalid(f"metadata is a {type(metadata).__name__}", "Metadata is a dict or None")
+    if type(metadata) is not dict:
+        if not isinstance(metadata, Mapping):
+            raise invalid(f"metadata is a {type(metadata).__name__}", "Metadata is a dict or None")
+        metadata = dict(metadata)
     try:
-        encoded = orjson.dumps(metadata if isinstance(metadata, dict) else dict(metadata))
+        encoded = orjson.dumps(metadata)
     except TypeError as error:
         raise invalid(f"metadata is not JSON: {error}", "Use strings, numbers, booleans, None, lists and dicts with string keys") from None
     if b"null" in encoded and _has_non_finite(metadata):
@@ -102,6 +106,8 @@ def moment(created_us: int) -> datetime:
 
 
 def _items(given: Any, name: str, count: int) -> Sequence[Any]:
+    if type(given) is list and len(given) == count:
+        return given
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         raise invalid(f"{name} is a {type(given).__name__}", f"{name} is a list with one item for each id")
     if len(given) != count:
@@ -124,11 +130,7 @@ def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.flo
 
 def squared_norms(vectors: npt.NDArray[np.float32], metric: str, operation: str) -> npt.NDArray[np.float32]:
     """|v|^2 of each row, (n,) float32; raises `InvalidRecord` for NaN or infinity, and under cosine for zero vectors."""
-    if len(vectors) == 1:
-        row = vectors[0]
-        squares = np.asarray([row.dot(row)], np.float32)
-    else:
-        squares = np.einsum("ij,ij->i", vectors, vectors)
+    squares: npt.NDArray[np.float32] = np.einsum("ij,ij->i", vectors, vectors)
     finite = np.isfinite(squares)
     if not finite.all() and not np.isfinite(vectors).all():
         at = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
@@ -144,16 +146,21 @@ def squared_norms(vectors: npt.NDArray[np.float32], metric: str, operation: str)
 
 def unit(vectors: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[int] | None]:
     """Unit vectors and the bits of the lengths they had; (the same array, None) if they were unit vectors already."""
-    if len(squares) == 1:
-        if abs(float(squares[0]) - 1.0) <= _NORM_TOLERANCE:
-            return vectors, None
-    elif bool((np.abs(squares - 1.0) <= _NORM_TOLERANCE).all()):
+    if bool((np.abs(squares - 1.0) <= _NORM_TOLERANCE).all()):
         return vectors, None
     norms = np.sqrt(squares)
     norms[np.abs(squares - 1.0) <= _NORM_TOLERANCE] = 1.0
     if not (norms > 1e-18).all():  # subnormal squares: measure in double precision
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1).astype(np.float32)
     return vectors / norms[:, None], norms.view(np.uint32).tolist()
+
+
+def _is_one_unit_vector(vectors: npt.NDArray[np.float32]) -> bool:
+    """True for the commonest put: one vector of length 1, which is then finite and not zero either."""
+    if len(vectors) != 1:
+        return False
+    row = vectors[0]
+    return bool(-_NORM_TOLERANCE <= row.dot(row) - 1.0 <= _NORM_TOLERANCE)
 
 
 def _stored_vectors(
@@ -176,6 +183,8 @@ def _stored_vectors(
     else:
         vectors = as_vectors(given, dimension, "put")
         _items(vectors, "vectors", count)
+        if dtype == "float32" and _is_one_unit_vector(vectors):
+            return vectors, None, None
         squares = squared_norms(vectors, metric, "put")
     norm_bits = None
     if metric == "cosine":
@@ -188,55 +197,71 @@ def _stored_vectors(
     return vectors, norm_bits, present
 
 
+def _encoded(
+    given: Any, name: str, count: int, encode_one: Callable[[object], bytes], flag: int
+) -> tuple[list[bytes], int | list[int]]:
+    """Each item's bytes (empty for None), and the flag of each row: one int where it is the same for all."""
+    if given is None:
+        return [_EMPTY] * count, 0
+    items = _items(given, name, count)
+    encoded = [_EMPTY if one is None else encode_one(one) for one in items]
+    if _EMPTY in encoded and any(one is None for one in items):
+        return encoded, [0 if one is None else flag for one in items]
+    return encoded, flag
+
+
 def encode(
     ids: Sequence[str],
     vectors: Any,
     texts: Any,
     metadata: Any,
     created: Any,
-    delete: Sequence[str],
     dimension: int | None,
     metric: str,
     dtype: str,
 ) -> Batch:
-    """Validate and encode a batch of deletes and puts; raises `InvalidRecord` before anything is written."""
-    count, deletes = len(ids), len(delete)
-    encoded = [encode_id(one) for one in delete]
-    encoded += [encode_id(one) for one in ids]
-    rows = deletes + count
-    stored, norm_bits, present = None, None, None
-    flags = PUT
+    """Validate and encode a batch of puts; raises `InvalidRecord` before anything is written."""
+    count = len(ids)
+    encoded = [encode_id(one) for one in ids]
+    hashes = [hash31(one) for one in encoded]
+    text_bytes, has_text = _encoded(texts, "texts", count, _encode_text, HAS_TEXT)
+    metadata_bytes, has_metadata = _encoded(metadata, "metadata", count, encode_metadata, HAS_METADATA)
+    stored, norm_bits, has_vector = None, None, cast("int | list[int]", 0)
     if vectors is not None and count:
         stored, norm_bits, present = _stored_vectors(vectors, count, dimension, metric, dtype)
-        flags |= HAS_VECTOR
-    text_bytes = [_EMPTY] * rows
-    metadata_bytes = [_EMPTY] * rows
-    all_flags = [DELETE_FLAGS] * deletes + [flags] * count
-    if present is not None:
-        for index, has in enumerate(present):
-            if not has:
-                all_flags[deletes + index] &= ~HAS_VECTOR
-    if texts is not None:
-        for index, text in enumerate(_items(texts, "texts", count), deletes):
-            if text is not None:
-                text_bytes[index] = _encode_text(text)
-                all_flags[index] |= HAS_TEXT
-    if metadata is not None:
-        for index, one in enumerate(_items(metadata, "metadata", count), deletes):
-            if one is not None:
-                metadata_bytes[index] = encode_metadata(one)
-                all_flags[index] |= HAS_METADATA
-    for index in range(deletes, rows):
-        all_flags[index] = FLAGS[all_flags[index] & 15]
-    if stored is not None and deletes:
-        stored = np.concatenate([np.zeros((deletes, stored.shape[1]), stored.dtype), stored])
-        norm_bits = None if norm_bits is None else [NORM_ONE] * deletes + norm_bits
+        has_vector = HAS_VECTOR if present is None else [HAS_VECTOR if one else 0 for one in present]
+    if isinstance(has_text, int) and isinstance(has_metadata, int) and isinstance(has_vector, int):
+        flags = [FLAGS[PUT | has_text | has_metadata | has_vector]] * count
+    else:
+        columns = [[one] * count if isinstance(one, int) else one for one in (has_text, has_metadata, has_vector)]
+        flags = [FLAGS[PUT | sum(low)] for low in zip(*columns, strict=True)]
     created_us = None
-    if created is not None:
-        if isinstance(created, datetime):
-            created_us = [microseconds(created)] * rows
-        else:
-            created_us = [microseconds(one) for one in _items(created, "created", count)]
-            created_us = [created_us[0]] * deletes + created_us if count else None
+    if isinstance(created, datetime):
+        created_us = [microseconds(created)] * count
+    elif created is not None:
+        created_us = [microseconds(one) for one in _items(created, "created", count)]
+    return Batch(encoded, hashes, text_bytes, metadata_bytes, flags, created_us, stored, norm_bits)
+
+
+def with_deletes(ids: Sequence[str], puts: Batch | None) -> Batch:
+    """A batch that first deletes these ids, then does the puts, all in one."""
+    encoded = [encode_id(one) for one in ids]
     hashes = [hash31(one) for one in encoded]
-    return Batch(encoded, hashes, text_bytes, metadata_bytes, all_flags, created_us, stored, norm_bits)
+    count = len(encoded)
+    nothing = [_EMPTY] * count
+    deletes = Batch(encoded, hashes, nothing, nothing, [DELETE_FLAGS] * count, None, None, None)
+    if puts is None:
+        return deletes
+    vectors, norm_bits, created_us = puts.vectors, puts.norm_bits, puts.created_us
+    if vectors is not None:
+        vectors = np.concatenate([np.zeros((count, vectors.shape[1]), vectors.dtype), vectors])
+    return Batch(
+        encoded + puts.ids,
+        hashes + puts.hashes,
+        nothing + puts.texts,
+        nothing + puts.metadata,
+        deletes.flags + puts.flags,
+        None if created_us is None else created_us[:1] * count + created_us,
+        vectors,
+        None if norm_bits is None else [NORM_ONE] * count + norm_bits,
+    )

@@ -58,6 +58,7 @@ class Collection:
         self.metric = definition.metric
         self.dtype = definition.dtype
         self.embedding_model = definition.embedding_model
+        self._definition = definition
         self.live = LiveRows(pool.arena, definition.name)
         self.masks = Masks()
 
@@ -103,15 +104,15 @@ class Collection:
             delete = self._existing(delete)
         if not len(ids) and not len(delete):
             return
-        encoded = batch.encode(ids, vectors, texts, metadata, created, delete, self.dimension, self.metric, self.dtype)
-        self.pool.write(self.name, encoded)
+        encoded = batch.encode(ids, vectors, texts, metadata, created, self.dimension, self.metric, self.dtype)
+        self.pool.write(self._definition, batch.with_deletes(delete, encoded) if len(delete) else encoded)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete records, all in one step; returns how many there were. Raises as `put` does."""
         _check_ids(ids)
         found = self._existing(ids)
         if found:
-            self.pool.write(self.name, batch.encode((), None, None, None, None, found, self.dimension, self.metric, self.dtype))
+            self.pool.write(self._definition, batch.with_deletes(found, None))
         return len(found)
 
     def _existing(self, ids: Sequence[str]) -> list[str]:
@@ -223,6 +224,8 @@ def _reopen(pool: Pool, name: str) -> Collection:
 
 
 def _check_ids(ids: object) -> None:
+    if type(ids) is list:
+        return
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
         raise InvalidRecord(f"ids is a {type(ids).__name__}", operation="ids", hint="Give a list of ids, even for one record")
 

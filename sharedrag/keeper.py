@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sharedrag.pool import Pool
 
 TICK_S = 0.2
-_IDLE_ROUND_S = 5.0
 _BACKOFF_S = 5.0
+_CPU_SHARE = 0.2  # of one core, at most: rounds are spaced so that they take no more than this
 _log = logging.getLogger("sharedrag")
 
 
@@ -58,6 +58,7 @@ class Keeper:
             return
         report = pool.maintain()
         if report.elected:
+            self._next_round = time.monotonic() + report.seconds * (1 / _CPU_SHARE - 1)
             busy = report.segments_merged or report.segments_freed or report.segments_sealed
             self._seen = None if busy else seen
         else:

@@ -115,16 +115,19 @@ class Appender:
         ]
         repair(segment)
 
-    def room_for(self, batch: Batch) -> bool:
-        """True if the batch fits behind the watermark."""
+    def room_for(self, batch: Batch, rows: int) -> bool:
+        """True if the batch fits behind the `rows` published."""
         segment = self.segment
-        rows = segment.watermark()
         shape = segment.shape
+        if len(batch.ids) == 1:
+            ids, texts, metadata = len(batch.ids[0]), len(batch.texts[0]), len(batch.metadata[0])
+        else:
+            ids, texts, metadata = heap_needs(batch)
         return (
             rows + len(batch.ids) <= shape.rows
-            and segment.id_offsets[rows] + sum(map(len, batch.ids)) <= shape.id_bytes
-            and segment.text_offsets[rows] + sum(map(len, batch.texts)) <= shape.text_bytes
-            and segment.metadata_offsets[rows] + sum(map(len, batch.metadata)) <= shape.metadata_bytes
+            and segment.id_offsets[rows] + ids <= shape.id_bytes
+            and segment.text_offsets[rows] + texts <= shape.text_bytes
+            and segment.metadata_offsets[rows] + metadata <= shape.metadata_bytes
         )
 
     def next_clock(self, now_us: int, rows: int) -> int:
@@ -147,14 +150,14 @@ class Appender:
 
     def append(self, batch: Batch) -> bool:
         """Append and publish the batch whole; False if this segment cannot take it. REQUIRES: the lane, the write lock."""
-        if not self.room_for(batch):
-            return False
         hit = faults.hit
         if self.dirty:
             repair(self.segment)
         words = self._words
         segment = self.segment
-        rows = words[segment.watermark_index] & _VALUE_MASK
+        rows = segment.rows_of(words[segment.watermark_index])
+        if not self.room_for(batch, rows):
+            return False
         now = time.time_ns() // 1000
         clock = self.next_clock(now - KEY_EPOCH_US, rows)
         if clock > now - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX:

@@ -138,10 +138,9 @@ class Pool:
             self._collections.pop(name, None)
             self._unnamed_live.pop(name, None)
 
-    def write(self, name: str, batch: Batch) -> None:
+    def write(self, definition: CollectionEntry, batch: Batch) -> None:
         """Append an encoded batch to a collection (what `Collection.put` and `delete` do)."""
-        definition = catalog.find(self.arena, name)
-        self._writer.write(name, batch, definition or catalog.definition(name, None, "cosine", "float32", None))
+        self._writer.write(definition, batch)
 
     def _live_of(self, name: str) -> LiveRows:
         with self._guard:
@@ -168,7 +167,7 @@ class Pool:
         if not guard.acquire(timeout=wait_s):
             raise PoolBusy(f"{name!r} is held by another thread of this process", operation="exclusive", path=self.path)
         try:
-            offset = layout.NAMED_LOCKS_OFFSET + xxhash.xxh3_64_intdigest(name) % layout.NAMED_LOCKS
+            offset = layout.NAMED_LOCKS_OFFSET + xxhash.xxh3_64_intdigest(name.encode()) % layout.NAMED_LOCKS
             locks = self.arena.session.locks
             locks.lock(offset, wait_s, lambda: f"{name!r} is held by another process", "exclusive")
             try:

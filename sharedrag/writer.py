@@ -30,8 +30,9 @@ class Writer:
         self._snapshot: Snapshot | None = None
         self._appenders: dict[str, Appender] = {}
 
-    def write(self, name: str, batch: Batch, definition: CollectionEntry) -> None:
+    def write(self, definition: CollectionEntry, batch: Batch) -> None:
         """Append a batch to a collection and publish it. Raises `PoolFull`, `PoolBusy`, `CollectionDropped`, ..."""
+        name = definition.name
         with self.lock:
             snapshot = self._arena.refresh()
             if snapshot is not self._snapshot:
