@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import Progress
 from typer.core import TyperGroup
 
 from sharedrag import Pool, cli_view
@@ -129,10 +130,7 @@ def info(
         if not watch:
             console.print(cli_view.pool_view(pool.info()))
             return
-        with Live(cli_view.pool_view(pool.info()), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(every)
-                live.update(cli_view.pool_view(pool.info()), refresh=True)
+        _watch(pool, console, every)
 
 
 @app.command()
@@ -146,8 +144,10 @@ def verify(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> Non
     sharedrag verify /dev/shm/team.pool && echo fine
     ```
     """
-    with _open(path, "verify", node=node) as pool:
-        report = pool.verify()
+    bar = Progress(console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with _open(path, "verify", node=node) as pool, bar:
+        task = bar.add_task("checking rows", total=None)
+        report = pool.verify(lambda done, total: bar.update(task, completed=done, total=total))
     _show(report.model_dump_json(indent=2) if as_json else cli_view.verify_view(report))
     if not report.ok:
         raise typer.Exit(1)
@@ -236,6 +236,21 @@ def _open(path: str, command: str, **options: Any) -> Pool:
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _watch(pool: Pool, console: Console, every_s: float) -> None:
+    """The pool on the whole screen, looked at again and again; Ctrl-C leaves the last look behind and goes on up."""
+    view = cli_view.pool_view(pool.info())
+    try:
+        with Live(view, console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while True:
+                time.sleep(every_s)
+                view = cli_view.pool_view(pool.info())
+                live.update(view, refresh=True)
+    except KeyboardInterrupt:
+        if console.is_terminal:
+            console.print(view)
+        raise
 
 
 def _show(what: RenderableType) -> None:
