@@ -51,9 +51,7 @@ def encode_id(given: object) -> bytes:
         return encoded
     if not encoded:
         raise invalid("an id is empty", "Give each record an id of at least one character")
-    if len(encoded) > ID_BYTES_MAX:
-        raise invalid(f"an id has {len(encoded):,} bytes", f"Ids may have up to {ID_BYTES_MAX:,} bytes; keep the rest in metadata")
-    return encoded
+    raise invalid(f"an id has {len(encoded):,} bytes", f"Ids may have up to {ID_BYTES_MAX:,} bytes; keep the rest in metadata")
 
 
 def _encode_text(text: object) -> bytes:
@@ -160,7 +158,7 @@ def _is_one_unit_vector(vectors: npt.NDArray[np.float32]) -> bool:
     if len(vectors) != 1:
         return False
     row = vectors[0]
-    return bool(-_NORM_TOLERANCE <= row.dot(row) - 1.0 <= _NORM_TOLERANCE)
+    return -_NORM_TOLERANCE <= float(row.dot(row)) - 1.0 <= _NORM_TOLERANCE
 
 
 def _stored_vectors(
@@ -182,7 +180,8 @@ def _stored_vectors(
         vectors = filled
     else:
         vectors = as_vectors(given, dimension, "put")
-        _items(vectors, "vectors", count)
+        if len(vectors) != count:
+            _items(vectors, "vectors", count)  # raises
         if dtype == "float32" and _is_one_unit_vector(vectors):
             return vectors, None, None
         squares = squared_norms(vectors, metric, "put")

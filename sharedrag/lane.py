@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from itertools import repeat
 
 import xxhash
 
@@ -30,6 +32,7 @@ from sharedrag.session import write_label
 
 _VALUE_MASK, _VALUE_BITS, _PRIME = order.VALUE_MASK, order.VALUE_BITS, order.CHECK_PRIME
 _U64 = (1 << 64) - 1
+_ZEROS, _ONES = repeat(0), repeat(NORM_ONE)
 
 
 class Lane:
@@ -110,42 +113,49 @@ class Appender:
         self.dirty = False
         arena = lane.arena
         self._words = arena.region.words
-        self._horizons = [
-            (arena.geometry.node_offset(node) + layout.HORIZON_OFFSET) >> 3 for node in range(arena.geometry.nodes)
-        ]
+        self._watermark_index = segment.watermark_index
+        self._intent_index = lane.intent_index
+        nodes = range(arena.geometry.nodes)
+        self._horizons = [(arena.geometry.node_offset(node) + layout.HORIZON_OFFSET) >> 3 for node in nodes]
+        # what the loop over rows touches, in one tuple: unpacking it is several times cheaper than as many attributes
+        self._heaps = (segment.id_heap, segment.text_heap, segment.metadata_heap)
+        self._offsets = (segment.id_offsets, segment.text_offsets, segment.metadata_offsets)
+        self._columns = (segment.flags, segment.key, segment.created, segment.checksum, segment.norm_bits, segment.link, segment.heads)
         repair(segment)
 
-    def room_for(self, batch: Batch, rows: int) -> bool:
+    def _has_room(self, batch: Batch, rows: int) -> bool:
         """True if the batch fits behind the `rows` published."""
-        segment = self.segment
-        shape = segment.shape
+        shape = self.segment.shape
+        if rows + len(batch.ids) > shape.rows:
+            return False
         if len(batch.ids) == 1:
             ids, texts, metadata = len(batch.ids[0]), len(batch.texts[0]), len(batch.metadata[0])
         else:
             ids, texts, metadata = heap_needs(batch)
+        id_offsets, text_offsets, metadata_offsets = self._offsets
         return (
-            rows + len(batch.ids) <= shape.rows
-            and segment.id_offsets[rows] + ids <= shape.id_bytes
-            and segment.text_offsets[rows] + texts <= shape.text_bytes
-            and segment.metadata_offsets[rows] + metadata <= shape.metadata_bytes
+            id_offsets[rows] + ids <= shape.id_bytes
+            and text_offsets[rows] + texts <= shape.text_bytes
+            and metadata_offsets[rows] + metadata <= shape.metadata_bytes
         )
 
-    def next_clock(self, now_us: int, rows: int) -> int:
+    def _next_clock(self, now_us: int, rows: int) -> int:
         """A clock later than this lane's last key and than every key of this collection that can be seen.
 
         Keys further ahead of our own clock than a day are not followed: one wrong clock must not poison all.
         """
-        clock = max(now_us, self.floor + 1)
-        trusted = now_us + CLOCK_AHEAD_US_MAX
+        clock = now_us if now_us > self.floor else self.floor + 1
         words = self._words
         for other in self.others:
             published = words[other.watermark_index] & _VALUE_MASK
             if 0 < published <= other.shape.rows:
                 seen = other.key[published - 1] >> KEY_LANE_BITS
-                if clock <= seen <= trusted:
+                if clock <= seen <= now_us + CLOCK_AHEAD_US_MAX:
                     clock = seen + 1
         if rows:
-            clock = max(clock, (self.segment.key[rows - 1] >> KEY_LANE_BITS) + 1)
+            last = self.segment.key[rows - 1] >> KEY_LANE_BITS
+            if clock <= last:
+                clock = last + 1
         return clock
 
     def append(self, batch: Batch) -> bool:
@@ -154,94 +164,90 @@ class Appender:
         if self.dirty:
             repair(self.segment)
         words = self._words
-        segment = self.segment
-        rows = segment.rows_of(words[segment.watermark_index])
-        if not self.room_for(batch, rows):
+        word = words[self._watermark_index]
+        rows = word & _VALUE_MASK
+        if word >> _VALUE_BITS != rows % _PRIME + 1:
+            self.segment.rows_of(word)  # raises
+        if not self._has_room(batch, rows):
             return False
         now = time.time_ns() // 1000
-        clock = self.next_clock(now - KEY_EPOCH_US, rows)
-        if clock > now - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX:
+        now_us = now - KEY_EPOCH_US
+        clock = self._next_clock(now_us, rows)
+        if clock > now_us + CLOCK_AHEAD_US_MAX:
             return False  # an earlier holder's clock was far ahead: leave its segment alone
-        words[self.lane.intent_index] = clock
+        words[self._intent_index] = clock
         if hit:
             hit("put.intent")
         for index in self._horizons:
             horizon = words[index] & _VALUE_MASK
-            if horizon >= clock and horizon <= clock + CLOCK_AHEAD_US_MAX:
+            if clock <= horizon <= clock + CLOCK_AHEAD_US_MAX:
                 clock = horizon + 1
-        self._write_columns(batch, rows, clock, now)
-        if hit:
-            hit("put.row_written")
         self.dirty = True
-        self._link(batch, rows)
+        self._write_rows(batch, rows, clock << KEY_LANE_BITS | self.lane.global_number, now)
         if hit:
             hit("put.linked")
-        total = rows + len(batch.ids)
-        words[segment.watermark_index] = total | (total % _PRIME + 1) << _VALUE_BITS
+        rows += len(batch.ids)
+        words[self._watermark_index] = rows | (rows % _PRIME + 1) << _VALUE_BITS
         if hit:
             hit("put.published")
         self.dirty = False
-        words[self.lane.intent_index] = 0
+        words[self._intent_index] = 0
         return True
 
-    def _write_columns(self, batch: Batch, rows: int, clock: int, now: int) -> None:
+    def _write_rows(self, batch: Batch, row: int, key: int, now: int) -> None:
+        """Columns first, then the links that lead to them, row by row. The hottest loop there is."""
+        hit = faults.hit
         segment = self.segment
-        ids, texts, metadata, flags, vectors = batch.ids, batch.texts, batch.metadata, batch.flags, batch.vectors
-        id_heap, text_heap, metadata_heap = segment.id_heap, segment.text_heap, segment.metadata_heap
-        id_offsets, text_offsets, metadata_offsets = segment.id_offsets, segment.text_offsets, segment.metadata_offsets
-        id_at, text_at, metadata_at = id_offsets[rows], text_offsets[rows], metadata_offsets[rows]
-        key_column, created_column, checksums, flag_column = segment.key, segment.created, segment.checksum, segment.flags
+        id_heap, text_heap, metadata_heap = self._heaps
+        id_offsets, text_offsets, metadata_offsets = self._offsets
+        flag_column, key_column, created_column, checksums, norms, link, heads = self._columns
+        id_at, text_at, metadata_at = id_offsets[row], text_offsets[row], metadata_offsets[row]
+        ids, hashes, texts, metadatas, flags, created_us, vectors, norm_bits = batch
+        width, mask = segment.vector_width, segment.bucket_mask
         xxh3 = xxhash.xxh3_64_intdigest
-        key = clock << KEY_LANE_BITS | self.lane.global_number
-        created_us, norm_bits = batch.created_us, batch.norm_bits
-        created, norm, width = now, NORM_ONE, segment.vector_width
-        vector_bytes = None
+        vector_sums: Iterable[int] = _ZEROS
         if vectors is not None:
-            vector_bytes = memoryview(vectors).cast("B")
-            segment.vector_bytes[rows * width : (rows + len(ids)) * width] = vector_bytes
+            stored = vectors.data.cast("B")
+            segment.vector_bytes[row * width : row * width + len(stored)] = stored
+            if len(ids) == 1:
+                vector_sums = (xxh3(stored),)
+            else:
+                vector_sums = [xxh3(stored[at : at + width]) for at in range(0, len(stored), width)]
         elif width:
-            segment.vectors_array[rows : rows + len(ids)] = 0
-        row = rows
-        for index, encoded in enumerate(ids):
-            text, one = texts[index], metadata[index]
-            flag = flags[index]
-            after = row + 1
+            segment.vectors_array[row : row + len(ids)] = 0
+        created_of: Iterable[int] = repeat(now) if created_us is None else created_us
+        norm_of: Iterable[int] = _ONES if norm_bits is None else norm_bits
+        rows = zip(ids, hashes, texts, metadatas, flags, created_of, norm_of, vector_sums)  # noqa: B905 (some are endless)
+        for encoded, hashed, text, metadata, flag, created, norm, vector_sum in rows:
             end = id_at + len(encoded)
             id_heap[id_at:end] = encoded
-            id_offsets[after] = id_at = end
+            id_at = end
             end = text_at + len(text)
             text_heap[text_at:end] = text
-            text_offsets[after] = text_at = end
-            end = metadata_at + len(one)
-            metadata_heap[metadata_at:end] = one
-            metadata_offsets[after] = metadata_at = end
-            if created_us is not None:
-                created = created_us[index]
+            text_at = end
+            end = metadata_at + len(metadata)
+            metadata_heap[metadata_at:end] = metadata
+            metadata_at = end
             if width:
-                norm = NORM_ONE if norm_bits is None else norm_bits[index]
-                segment.norm_bits[row] = norm
-            # the checksum of `segment.row_checksum`, spelled out: this is the hottest loop there is
+                norms[row] = norm
+            # the checksum of `segment.row_checksum`, spelled out
             seed = key ^ (created & _U64) ^ flag << 48 ^ norm << 8
-            if flag & HAS_VECTOR and vector_bytes is not None:
-                seed ^= xxh3(vector_bytes[index * width : (index + 1) * width])
-            checksums[row] = xxh3(encoded + text + one, seed)
+            checksums[row] = xxh3(encoded + text + metadata, seed ^ vector_sum if flag & HAS_VECTOR else seed)
             key_column[row] = key
             created_column[row] = created
             flag_column[row] = flag
-            key += 1 << KEY_LANE_BITS
-            row = after
-
-    def _link(self, batch: Batch, rows: int) -> None:
-        link, heads, mask = self.segment.link, self.segment.heads, self.segment.bucket_mask
-        row = rows
-        for hashed in batch.hashes:
             bucket = hashed & mask
-            high = hashed << ROW_BITS
-            value = high | heads[bucket] & ROW_MASK
+            value = hashed << ROW_BITS | heads[bucket] & ROW_MASK
             link[row] = value | (value % _PRIME + 1) << _VALUE_BITS
+            if hit:
+                hit("put.row_written")
             row += 1
-            value = high | row
+            id_offsets[row] = id_at
+            text_offsets[row] = text_at
+            metadata_offsets[row] = metadata_at
+            value = hashed << ROW_BITS | row
             heads[bucket] = value | (value % _PRIME + 1) << _VALUE_BITS
+            key += 1 << KEY_LANE_BITS
 
 
 def heap_needs(batch: Batch) -> tuple[int, int, int]:
