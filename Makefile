@@ -14,7 +14,7 @@ VENV ?= .venv
 ARGS ?=
 LIGHT ?=
 PY := $(VENV)/bin/python
-SOURCES := $(wildcard sharedrag demos server)
+SOURCES := $(patsubst %/,%,$(sort $(dir $(wildcard sharedrag/*.py demos/*.py server/*.py tests/*.py))))
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 # Models come from installed packages: nothing may look for a hub.
