@@ -5,7 +5,7 @@
 #   ARGS="..."          handed to pytest, the demo, the bench or the soak
 #   LIGHT=1             leave out torch and sentence-transformers (their tests are then skipped)
 
-SHELL := /bin/bash
+SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
