@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.schema import TextNode
 from typer.testing import CliRunner, Result
 
 from sharedrag import Collection, Pool, cli_view
 from sharedrag.cli import app
 from sharedrag.embed import MINILM, LightEmbedder
 from sharedrag.info import MaintenanceReport, PoolInfo, Problem, SessionInfo, VerifyReport
+from sharedrag.llama_index import SharedVectorStore
 
 COMMANDS = ("create", "info", "verify", "maintain", "ask", "demo")
 EMBEDDER = LightEmbedder()
@@ -178,9 +180,7 @@ class TestInfo:
             SessionInfo(pid=13, alive=True, stopped=False, **common),
         ]
         lines = {
-            line.split()[3]: line
-            for line in text_of(cli_view.processes_view(sessions)).splitlines()
-            if "worker" in line
+            line.split()[3]: line for line in text_of(cli_view.processes_view(sessions)).splitlines() if "worker" in line
         }
         assert "stopped" in lines["11"]
         assert "elsewhere" in lines["12"]
@@ -244,6 +244,19 @@ class TestAsk:
         assert first[:6] == ["1", EXCHANGES[0][0], "Is there a ferry to Oahu?", "Kai", "maui", "2 years"]
         assert 0.5 < float(first[6]) <= 1
 
+    def test_what_llama_index_wrote_is_shown_alike(self, pool: Pool) -> None:
+        """Nodes that a SharedVectorStore wrote are answers too, with their author, and without LlamaIndex's own keys."""
+        nodes = [TextNode(text=answer, metadata={"author": author}) for answer, _, author in EXCHANGES]
+        store = SharedVectorStore(pool, "history", embedding_model=MINILM)
+        for node in nodes:
+            node.embedding = EMBEDDER.embed_query(node.text).tolist()
+        store.add(nodes)
+        result = run("ask", pool.path, "When should I snorkel?", "-k", "1")
+        assert result.exit_code == 0, result.output
+        assert "Before nine, when the wind is still asleep." in result.stdout
+        assert "Noa" in result.stdout
+        assert "_node" not in result.stdout
+
     def test_json_for_programs(self, pool: Pool, history: Collection) -> None:
         """--json prints the hits, best first, with metadata and scores."""
         hits = json.loads(run("ask", pool.path, "best time to snorkel", "-k", "2", "--json").stdout)
@@ -268,9 +281,7 @@ class TestAsk:
     def test_other_metadata_is_shown_when_there_is_no_author(self, pool: Pool) -> None:
         """Records of any other store are shown with what metadata they have, less a framework's own keys."""
         pages = pool.collection("pages", dimension=384)
-        pages.put(
-            ids=["p"], vectors=EMBEDDER.embed_texts(["aloha"]), metadata=[{"page": 7, "_node_content": "{secret}"}]
-        )
+        pages.put(ids=["p"], vectors=EMBEDDER.embed_texts(["aloha"]), metadata=[{"page": 7, "_node_content": "{secret}"}])
         output = shown(run("ask", pool.path, "aloha").stdout)
         assert "page: 7" in output
         assert "(no text: p)" in output
