@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sharedrag import layout, locks, manifest, order, superblock
 from sharedrag import region as regions
-from sharedrag.errors import PoolClosed, PoolDamaged
+from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged
 from sharedrag.manifest import Entry, Manifest
 from sharedrag.region import Region
 from sharedrag.segment import Segment
@@ -147,11 +147,16 @@ class Arena:
             if not wait:
                 yield None
                 return
-            raise locks.PoolBusy("another thread of this process holds the node lock", operation=operation, path=self.path)
+            raise PoolBusy("another thread of this process holds the node lock", operation=operation, path=self.path)
         try:
             own = self.session.locks
             if wait:
-                own.lock(offset, self.lock_timeout_s, lambda: f"node {node}'s lock is held by {self._holder(holder)}", operation)
+                own.lock(
+                    offset,
+                    self.lock_timeout_s,
+                    lambda: f"node {node}'s lock is held by {self._holder(holder)}",
+                    operation,
+                )
             elif not own.try_lock(offset):
                 yield None
                 return
@@ -210,7 +215,7 @@ class Arena:
         try:
             self._child_session = Session(self.region, self.geometry, self.node, self.label)
             self._child_session.adopt(oldest)
-        except (OSError, locks.PoolBusy):
+        except (OSError, PoolBusy):
             self._child_session = None  # the child's handle is closed then, and says so when used
 
     def after_fork_in_parent(self) -> None:

@@ -37,7 +37,7 @@ def check_columns(columns: object) -> tuple[str, ...]:
     for name in wanted:
         if name not in COLUMNS:
             raise InvalidFilter(f"no column {name!r}", operation="scan", hint=f"Columns are {', '.join(COLUMNS)}")
-    return wanted  # type: ignore[return-value]
+    return wanted
 
 
 def batches(part: Part, wanted: npt.NDArray[np.bool_] | None, pin: Pin, schema: pa.Schema) -> list[pa.RecordBatch]:
@@ -57,11 +57,17 @@ def _array(part: Part, field: pa.Field, pin: Pin) -> pa.Array:
     if field.name in ("created", "key"):
         return pa.Array.from_buffers(field.type, rows, [None, _buffer(segment, field.name, pin)])
     if field.name == "vector":
-        child = pa.Array.from_buffers(field.type.value_type, rows * segment.shape.dimension, [None, _buffer(segment, "vectors", pin)])
+        child = pa.Array.from_buffers(
+            field.type.value_type, rows * segment.shape.dimension, [None, _buffer(segment, "vectors", pin)]
+        )
         return pa.Array.from_buffers(field.type, rows, [_validity(part, HAS_VECTOR)], children=[child])
     segment.string_offsets(field.name, rows)
     has = {"id": 0, "text": HAS_TEXT, "metadata": HAS_METADATA}[field.name]
-    buffers = [_validity(part, has), _buffer(segment, f"{field.name}_offsets", pin), _buffer(segment, f"{field.name}_heap", pin)]
+    buffers = [
+        _validity(part, has),
+        _buffer(segment, f"{field.name}_offsets", pin),
+        _buffer(segment, f"{field.name}_heap", pin),
+    ]
     return pa.Array.from_buffers(field.type, rows, buffers)
 
 

@@ -51,7 +51,9 @@ def encode_id(given: object) -> bytes:
         return encoded
     if not encoded:
         raise invalid("an id is empty", "Give each record an id of at least one character")
-    raise invalid(f"an id has {len(encoded):,} bytes", f"Ids may have up to {ID_BYTES_MAX:,} bytes; keep the rest in metadata")
+    raise invalid(
+        f"an id has {len(encoded):,} bytes", f"Ids may have up to {ID_BYTES_MAX:,} bytes; keep the rest in metadata"
+    )
 
 
 def _encode_text(text: object) -> bytes:
@@ -75,7 +77,9 @@ def encode_metadata(metadata: object) -> bytes:
     try:
         encoded = orjson.dumps(metadata)
     except TypeError as error:
-        raise invalid(f"metadata is not JSON: {error}", "Use strings, numbers, booleans, None, lists and dicts with string keys") from None
+        raise invalid(
+            f"metadata is not JSON: {error}", "Use strings, numbers, booleans, None, lists and dicts with string keys"
+        ) from None
     if b"null" in encoded and _has_non_finite(metadata):
         raise invalid("metadata holds NaN or infinity", "JSON has no such numbers; use None or a string")
     return encoded
@@ -118,10 +122,14 @@ def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.flo
     try:
         array = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRecord(f"vectors are not numbers: {error}", operation=operation, hint=f"Give (n, {dimension}) float32") from None
+        raise InvalidRecord(
+            f"vectors are not numbers: {error}", operation=operation, hint=f"Give (n, {dimension}) float32"
+        ) from None
     if array.ndim != 2 or array.shape[1] != dimension:
         raise InvalidRecord(
-            f"vectors have shape {array.shape}", operation=operation, hint=f"This collection takes (n, {dimension}); check the embedding model"
+            f"vectors have shape {array.shape}",
+            operation=operation,
+            hint=f"This collection takes (n, {dimension}); check the embedding model",
         )
     return array
 
@@ -132,17 +140,25 @@ def squared_norms(vectors: npt.NDArray[np.float32], metric: str, operation: str)
     finite = np.isfinite(squares)
     if not finite.all() and not np.isfinite(vectors).all():
         at = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise InvalidRecord(f"vector {at} holds NaN or infinity", operation=operation, hint="Check what the embedding model returned")
+        raise InvalidRecord(
+            f"vector {at} holds NaN or infinity", operation=operation, hint="Check what the embedding model returned"
+        )
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
         raise InvalidRecord(f"vector {at} is too long for float32", operation=operation, hint="Scale it down")
     if metric == "cosine" and not squares.all():
         at = int(np.flatnonzero(squares == 0)[0])
-        raise InvalidRecord(f"vector {at} is zero", operation=operation, hint="Cosine needs a direction; store that record without a vector")
+        raise InvalidRecord(
+            f"vector {at} is zero",
+            operation=operation,
+            hint="Cosine needs a direction; store that record without a vector",
+        )
     return squares
 
 
-def unit(vectors: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[int] | None]:
+def unit(
+    vectors: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], list[int] | None]:
     """Unit vectors and the bits of the lengths they had; (the same array, None) if they were unit vectors already."""
     if bool((np.abs(squares - 1.0) <= _NORM_TOLERANCE).all()):
         return vectors, None
@@ -150,10 +166,10 @@ def unit(vectors: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]) -> 
     norms[np.abs(squares - 1.0) <= _NORM_TOLERANCE] = 1.0
     if not (norms > 1e-18).all():  # subnormal squares: measure in double precision
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1).astype(np.float32)
-    return vectors / norms[:, None], norms.view(np.uint32).tolist()
+    return np.divide(vectors, norms[:, None], dtype=np.float32), norms.view(np.uint32).tolist()
 
 
-def _is_one_unit_vector(vectors: npt.NDArray[np.float32]) -> bool:
+def is_one_unit_vector(vectors: npt.NDArray[np.float32]) -> bool:
     """True for the commonest put: one vector of length 1, which is then finite and not zero either."""
     if len(vectors) != 1:
         return False
@@ -182,7 +198,7 @@ def _stored_vectors(
         vectors = as_vectors(given, dimension, "put")
         if len(vectors) != count:
             _items(vectors, "vectors", count)  # raises
-        if dtype == "float32" and _is_one_unit_vector(vectors):
+        if dtype == "float32" and is_one_unit_vector(vectors):
             return vectors, None, None
         squares = squared_norms(vectors, metric, "put")
     norm_bits = None

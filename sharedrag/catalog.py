@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from sharedrag import faults, info, order
 from sharedrag.arena import Arena
 from sharedrag.errors import CollectionMismatch, CollectionNotFound
@@ -16,25 +14,15 @@ DIMENSION_MAX = 65_536
 NAME_BYTES_MAX = 255
 
 
-class Defined(Protocol):
-    """Anything with a collection's definition."""
-
-    name: str
-    dimension: int | None
-    metric: str
-    dtype: str
-    embedding_model: str | None
-
-
 def definition(name: str, dimension: int | None, metric: str, dtype: str, embedding_model: str | None) -> CollectionEntry:
     """The definition asked for, not yet numbered; raises ValueError for an impossible one."""
-    if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX:
+    if not name or len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX:
         raise ValueError(f"collection name {name!r:.80}: want a str of 1 to {NAME_BYTES_MAX} bytes")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"collection name {name!r:.80}: not valid Unicode") from None
-    if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= DIMENSION_MAX):
+    if dimension is not None and (type(dimension) is not int or not 1 <= dimension <= DIMENSION_MAX):
         raise ValueError(f"dimension {dimension!r}: want an int from 1 to {DIMENSION_MAX:,}, or None for no vectors")
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r}: want one of {', '.join(METRICS)}")
@@ -52,7 +40,7 @@ def find(arena: Arena, name: str) -> CollectionEntry | None:
     return None
 
 
-def differs(one: Defined, other: Defined) -> bool:
+def differs(one: CollectionEntry, other: CollectionEntry) -> bool:
     """True if the two cannot be the same collection."""
     return (one.dimension, one.metric, one.dtype) != (other.dimension, other.metric, other.dtype)
 
@@ -63,7 +51,7 @@ def check_same(found: CollectionEntry, wanted: CollectionEntry, path: str) -> No
     if len(models) < 2 and (wanted.dimension is None or not differs(found, wanted)):
         return
     raise CollectionMismatch(
-        f"collection {found.name!r} exists with dimension={found.dimension}, metric={found.metric!r}, dtype={found.dtype!r}, "
+        f"collection {found.name!r} has dimension={found.dimension}, metric={found.metric!r}, dtype={found.dtype!r}, "
         f"embedding_model={found.embedding_model!r}; asked for dimension={wanted.dimension}, metric={wanted.metric!r}, "
         f"dtype={wanted.dtype!r}, embedding_model={wanted.embedding_model!r}",
         operation="collection",
@@ -108,7 +96,9 @@ def drop(arena: Arena, name: str) -> None:
                 dropped = True
         faults.passing("drop.published")
     if not dropped:
-        raise CollectionNotFound(f"no collection {name!r}", operation="drop", path=arena.path, hint="`sharedrag info` lists them")
+        raise CollectionNotFound(
+            f"no collection {name!r}", operation="drop", path=arena.path, hint="`sharedrag info` lists them"
+        )
     arena.refresh()
 
 
@@ -120,5 +110,3 @@ def _without(current: Manifest, found: CollectionEntry) -> Manifest:
         if entry.collection == found.number and entry.visible
     }
     return current.with_entries(changed, collections=tuple(one for one in current.collections if one is not found))
-
-

@@ -155,9 +155,7 @@ def _collections(info: PoolInfo) -> RenderableType:
 def _lanes(info: PoolInfo) -> RenderableType:
     if not info.lanes:
         return Text("No lane is held and no segment is open: nobody writes.", style="dim")
-    table = _table(
-        "Lanes (rights to append)", "lane", "holder", "label", "since", "open segments", right=("open segments",)
-    )
+    table = _table("Lanes (rights to append)", "lane", "holder", "label", "since", "open segments", right=("open segments",))
     for lane in info.lanes:
         table.add_row(
             f"{lane.node}.{lane.lane}",
@@ -216,9 +214,7 @@ def verify_view(report: VerifyReport) -> RenderableType:
 def maintenance_view(report: MaintenanceReport) -> RenderableType:
     """What one round of maintenance did, or that another process is at it."""
     if not report.elected:
-        return Text(
-            "Another process maintains this node; it does the same by itself. Nothing was done.", style="yellow"
-        )
+        return Text("Another process maintains this node; it does the same by itself. Nothing was done.", style="yellow")
     did = {
         "segments sealed": report.segments_sealed,
         "segments merged": report.segments_merged,
@@ -235,9 +231,7 @@ def answers_view(
     question: str, hits: Sequence[Hit], collection: str, rows: int, seconds: tuple[float, float]
 ) -> RenderableType:
     """Ranked answers with their author, age and score. `seconds`: for embedding the question, and for the search."""
-    took = (
-        f"{rows:,} records of {collection!r}: embedded in {seconds[0] * 1e3:.0f} ms, found in {seconds[1] * 1e3:.1f} ms"
-    )
+    took = f"{rows:,} records of {collection!r}: embedded in {seconds[0] * 1e3:.0f} ms, found in {seconds[1] * 1e3:.1f} ms"
     if not hits:
         return Group(Text("Nothing found.", style="yellow"), plain(took))
     shown = [key for key in KEYS_SHOWN if any(key in hit.metadata for hit in hits)]

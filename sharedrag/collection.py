@@ -58,7 +58,7 @@ class Collection:
         self.metric = definition.metric
         self.dtype = definition.dtype
         self.embedding_model = definition.embedding_model
-        self._definition = definition
+        self.definition = definition
         self.live = LiveRows(pool.arena, definition.name)
         self.masks = Masks()
 
@@ -105,14 +105,14 @@ class Collection:
         if not len(ids) and not len(delete):
             return
         encoded = batch.encode(ids, vectors, texts, metadata, created, self.dimension, self.metric, self.dtype)
-        self.pool.write(self._definition, batch.with_deletes(delete, encoded) if len(delete) else encoded)
+        self.pool.write(self.definition, batch.with_deletes(delete, encoded) if len(delete) else encoded)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete records, all in one step; returns how many there were. Raises as `put` does."""
         _check_ids(ids)
         found = self._existing(ids)
         if found:
-            self.pool.write(self._definition, batch.with_deletes(found, None))
+            self.pool.write(self.definition, batch.with_deletes(found, None))
         return len(found)
 
     def _existing(self, ids: Sequence[str]) -> list[str]:
@@ -158,12 +158,19 @@ class Collection:
                 rows = np.flatnonzero(self._mask(part, wanted))
                 places += [(index, row) for row in rows.tolist()]
                 keys.append(part.segment.key_array[rows])
-            order = np.argsort(np.concatenate(keys)) if keys else []
-            chosen = [places[at] for at in (order[::-1] if newest_first else order)[:limit]]
-            return [_record(view.parts[index].segment, row) for index, row in chosen]
+            if not places:
+                return []
+            order = np.argsort(np.concatenate(keys))
+            chosen = (order[::-1] if newest_first else order)[:limit].tolist()
+            return [_record(view.parts[places[at][0]].segment, places[at][1]) for at in chosen]
 
     def search(
-        self, vectors: Any, k: int = 10, filter: dict[str, Any] | Filter | None = None, *, ids: Sequence[str] | None = None
+        self,
+        vectors: Any,
+        k: int = 10,
+        filter: dict[str, Any] | Filter | None = None,
+        *,
+        ids: Sequence[str] | None = None,
     ) -> Any:
         """The k best records for a (dimension,) query as list[Hit], or for (n, dimension) queries as list[list[Hit]].
 
@@ -188,14 +195,16 @@ class Collection:
     def _queries(self, vectors: Any) -> tuple[npt.NDArray[np.float32], bool]:
         if self.dimension is None:
             raise InvalidRecord(
-                f"collection {self.name!r} has no vectors", operation="search", hint="Declare it with dimension=..., or use get and find"
+                f"collection {self.name!r} has no vectors",
+                operation="search",
+                hint="Declare it with dimension=..., or use get and find",
             )
         single = np.ndim(vectors) == 1
         queries = batch.as_vectors([vectors] if single else vectors, self.dimension, "search")
-        squares = batch.squared_norms(queries, self.metric, "search") if len(queries) else np.empty(0, np.float32)
-        if self.metric == "cosine" and len(queries):
-            queries = np.ascontiguousarray(batch.unit(queries, squares)[0])
-        return queries, single
+        if not len(queries) or batch.is_one_unit_vector(queries):
+            return queries, single
+        squares = batch.squared_norms(queries, self.metric, "search")
+        return (batch.unit(queries, squares)[0] if self.metric == "cosine" else queries), single
 
     def _mask(self, part: Part, wanted: Filter | None) -> npt.NDArray[np.bool_]:
         alive = part.alive[: part.rows]
@@ -227,7 +236,9 @@ def _check_ids(ids: object) -> None:
     if type(ids) is list:
         return
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
-        raise InvalidRecord(f"ids is a {type(ids).__name__}", operation="ids", hint="Give a list of ids, even for one record")
+        raise InvalidRecord(
+            f"ids is a {type(ids).__name__}", operation="ids", hint="Give a list of ids, even for one record"
+        )
 
 
 def _locate(view: View, encoded_id: bytes) -> tuple[Segment, int] | None:
@@ -258,7 +269,7 @@ def _record(segment: Segment, row: int) -> Record:
 
 def _hits(parts: tuple[Part, ...], found: search.Found) -> list[Hit]:
     hits = []
-    for score, index, row in zip(found.scores.tolist(), found.parts.tolist(), found.rows.tolist(), strict=True):
+    for score, index, row in zip(*found, strict=True):
         segment = parts[index].segment
         raw = segment.read(row)
         text = None if raw.text is None else raw.text.decode()
@@ -277,4 +288,3 @@ def _narrow_to(
         if place is not None:
             chosen[positions[id(place[0])]][place[1]] = True
     return [one if mask is None else one & mask for one, mask in zip(chosen, masks, strict=True)]
-

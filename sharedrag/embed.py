@@ -266,9 +266,7 @@ class SentenceTransformersEmbedder:
                 import torch
 
                 torch.set_num_threads(1)
-            rows = getattr(model, method)(
-                texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-            )
+            rows = getattr(model, method)(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
         return np.ascontiguousarray(rows, dtype=np.float32)
 
     def _load(self) -> Any:

@@ -40,7 +40,7 @@ POINTS = {
 
 
 class _Hit(Protocol):
-    def __call__(self, point: str) -> None: ...
+    def __call__(self, reached: str, /) -> None: ...
 
 
 def _arm(spec: str) -> _Hit:

@@ -156,7 +156,9 @@ def lane_infos(arena: Arena, own_lane: int | None) -> list[LaneInfo]:
         open_segments: dict[int, int] = {}
         for entry in current.entries:
             if entry.kind == Kind.SEGMENT and entry.state == State.OPEN:
-                open_segments[entry.lane % layout.LANES_PER_NODE] = open_segments.get(entry.lane % layout.LANES_PER_NODE, 0) + 1
+                open_segments[entry.lane % layout.LANES_PER_NODE] = (
+                    open_segments.get(entry.lane % layout.LANES_PER_NODE, 0) + 1
+                )
         for lane in range(layout.LANES_PER_NODE):
             offset = geometry.lane_offset(current.node, lane)
             mine = current.node == arena.node and lane == own_lane
@@ -168,7 +170,9 @@ def lane_infos(arena: Arena, own_lane: int | None) -> list[LaneInfo]:
                         lane=lane,
                         held=held,
                         pid=words[(offset + layout.LANE_PID) >> 3] if held else 0,
-                        label=session.read_label(arena.region, offset + layout.LANE_LABEL, layout.LANE_LABEL_SIZE) if held else "",
+                        label=session.read_label(arena.region, offset + layout.LANE_LABEL, layout.LANE_LABEL_SIZE)
+                        if held
+                        else "",
                         since_us=words[(offset + layout.LANE_SINCE) >> 3],
                         open_segments=open_segments.get(lane, 0),
                         appending=bool(words[(offset + layout.LANE_INTENT) >> 3]),

@@ -27,7 +27,7 @@ from sharedrag.arena import Arena
 from sharedrag.batch import Batch
 from sharedrag.errors import PoolBusy
 from sharedrag.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, KEY_LANE_BITS
-from sharedrag.segment import HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment
+from sharedrag.segment import HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
 from sharedrag.session import write_label
 
 _VALUE_MASK, _VALUE_BITS, _PRIME = order.VALUE_MASK, order.VALUE_BITS, order.CHECK_PRIME
@@ -59,7 +59,10 @@ class Lane:
             if arena.session.locks.try_lock(arena.geometry.lane_offset(arena.node, lane)):
                 return lane
         words = arena.region.words
-        holders = [words[(arena.geometry.lane_offset(arena.node, lane) + layout.LANE_PID) >> 3] for lane in range(layout.LANES_PER_NODE)]
+        holders = [
+            words[(arena.geometry.lane_offset(arena.node, lane) + layout.LANE_PID) >> 3]
+            for lane in range(layout.LANES_PER_NODE)
+        ]
         raise PoolBusy(
             f"all {layout.LANES_PER_NODE} lanes of node {arena.node} are held, by processes {sorted(set(holders))}",
             operation="put",
@@ -82,7 +85,7 @@ def repair(segment: Segment) -> int:
     """
     rows = segment.watermark()
     heads = segment.heads_array
-    newest = (heads & ROW_MASK).astype("int64") - 1
+    newest = rows_in(heads)
     lost = (newest >= rows).nonzero()[0].tolist()
     if not lost:
         return 0
@@ -120,7 +123,15 @@ class Appender:
         # what the loop over rows touches, in one tuple: unpacking it is several times cheaper than as many attributes
         self._heaps = (segment.id_heap, segment.text_heap, segment.metadata_heap)
         self._offsets = (segment.id_offsets, segment.text_offsets, segment.metadata_offsets)
-        self._columns = (segment.flags, segment.key, segment.created, segment.checksum, segment.norm_bits, segment.link, segment.heads)
+        self._columns = (
+            segment.flags,
+            segment.key,
+            segment.created,
+            segment.checksum,
+            segment.norm_bits,
+            segment.link,
+            segment.heads,
+        )
         repair(segment)
 
     def _has_room(self, batch: Batch, rows: int) -> bool:
@@ -253,4 +264,3 @@ class Appender:
 def heap_needs(batch: Batch) -> tuple[int, int, int]:
     """Bytes of (ids, texts, metadata) that a batch brings."""
     return sum(map(len, batch.ids)), sum(map(len, batch.texts)), sum(map(len, batch.metadata))
-

@@ -1,4 +1,4 @@
-"""Every offset and size of format version 1, asserted at import. Nothing here touches memory.
+r"""Every offset and size of format version 1, asserted at import. Nothing here touches memory.
 
 The file, little-endian, all areas page-aligned:
 
@@ -8,7 +8,7 @@ The file, little-endian, all areas page-aligned:
 
 Superblock (offset, size, field):
 
-       0   8  magic "SHRDRAG\\x01"        40   8  extents_offset, B
+       0   8  magic "SHRDRAG\x01"        40   8  extents_offset, B
        8   4  version                     48   8  extents_per_node
       12   4  nodes                       56   8  created, us since 1970
       16   8  file_size, B                64  16  pool uuid

@@ -20,7 +20,7 @@ from sharedrag.arena import Arena, Snapshot
 from sharedrag.errors import CollectionDropped, PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
 from sharedrag.manifest import CollectionEntry, Entry, Kind, State
-from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, PUT, ROW_BITS, ROW_MASK, Segment
+from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 from sharedrag.session import Pin
 
 _CUT_ATTEMPTS = 16
@@ -169,7 +169,9 @@ class LiveRows:
             published += state.rows
             if state.rows:
                 alive = state.alive[: state.rows]
-                parts.append(Part(state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed))
+                parts.append(
+                    Part(state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed)
+                )
         return View(tuple(parts), self._live, published + self._rows_retired, pin)
 
     def _adopt(self, snapshot: Snapshot) -> None:
@@ -210,13 +212,12 @@ class LiveRows:
             state = self._states.pop(uid)
             self._live -= state.rows - state.dead
         known = list(self._states.values())
-        fresh = []
+        fresh: list[_State] = []
         for uid, (node, entry) in listed.items():
-            state = self._states.get(uid)
-            if state is None:
-                state = self._states[uid] = _State(self._arena.segment(node, entry), node, entry)
-                fresh.append(state)
-            state.entry = entry
+            if uid not in self._states:
+                self._states[uid] = _State(self._arena.segment(node, entry), node, entry)
+                fresh.append(self._states[uid])
+            self._states[uid].entry = entry
         self._open = [state for state in self._states.values() if not state.sealed]
         if any(state.sealed for state in fresh):
             for node, entry in blocks:
@@ -299,7 +300,13 @@ class LiveRows:
         self._count_in(state, start, stop, int(deleted.sum()), int(((flags_array & HAS_VECTOR) == 0).sum()), deleted)
 
     def _count_in(
-        self, state: _State, start: int, stop: int, tombstones: int, without_vector: int, deleted: npt.NDArray[np.bool_] | None = None
+        self,
+        state: _State,
+        start: int,
+        stop: int,
+        tombstones: int,
+        without_vector: int,
+        deleted: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         state.without_vector += without_vector
         self._live += stop - start - tombstones
@@ -333,14 +340,14 @@ class LiveRows:
         links = state.segment.link_array[start:stop]
         if not order.are_checked(links).all():
             raise state.segment.damaged("a link fails its check", "link", start)
-        hashes = (links & order.VALUE_MASK) >> ROW_BITS
+        hashes = hashes_in(links)
         if other is state:
-            firsts = (links & ROW_MASK).astype(np.int64) - 1
+            firsts = rows_in(links)
         else:
             heads = other.segment.heads_array[(hashes & other.segment.bucket_mask).astype(np.int64)]
             if not order.are_checked(heads).all():
                 raise other.segment.damaged("a bucket head fails its check", "heads")
-            firsts = (heads & ROW_MASK).astype(np.int64) - 1
+            firsts = rows_in(heads)
         for index in candidates(other.segment, hashes, firsts):
             row = start + index
             limit = row if other is state else other.rows
@@ -374,14 +381,13 @@ def candidates(other: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArr
     while index.size:
         if int(rows.max()) >= other.shape.rows:
             raise other.damaged("a chain leads beyond the segment", "link")
-        words = links[rows] & order.VALUE_MASK
-        hit = (words >> ROW_BITS) == hashes[index]
+        words = links[rows]
+        hit = hashes_in(words) == hashes[index]
         found.extend(index[hit].tolist())
         index = index[~hit]
-        before = (words[~hit] & ROW_MASK).astype(np.int64) - 1
+        before = rows_in(words[~hit])
         if (before >= rows[~hit]).any():
             raise other.damaged("a link does not lead back", "link")
         kept = before >= 0
         index, rows = index[kept], before[kept]
     return found
-

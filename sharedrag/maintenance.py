@@ -29,7 +29,7 @@ from sharedrag.live import LiveRows, Part, View, candidates
 from sharedrag.locks import LockFile
 from sharedrag.manifest import Entry, Kind, Manifest, State
 from sharedrag.roll import sealed
-from sharedrag.segment import PUT, ROW_BITS, ROW_MASK, Segment
+from sharedrag.segment import PUT, Segment, Shape, hashes_in, rows_in
 
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
@@ -252,17 +252,17 @@ class Maintainer:
             raise segment.damaged("a link fails its check", "link")
         young = (segment.key_array[rows] >> np.uint64(KEY_LANE_BITS)) >= np.uint64(max(0, below))
         keep = young.copy()
-        hashes = (segment.link_array[rows] & order.VALUE_MASK) >> ROW_BITS
+        hashes = hashes_in(segment.link_array[rows])
         merged = {id(one.segment) for one in group}
         for other in view.parts:
             if id(other.segment) in merged:
                 continue
             heads = other.segment.heads_array[(hashes & np.uint64(other.segment.bucket_mask)).astype(np.int64)]
-            firsts = (heads & ROW_MASK).astype(np.int64) - 1
+            firsts = rows_in(heads)
             keep[candidates(other.segment, hashes, firsts)] = True
         return rows[keep]
 
-    def _build(self, name: str, model: Part, shape: merge.Shape) -> tuple[Entry, Segment] | None:
+    def _build(self, name: str, model: Part, shape: Shape) -> tuple[Entry, Segment] | None:
         """Reserve and announce the segment to build; None when there is no room for it now."""
         arena = self._arena
         wanted = -(-shape.size // EXTENT_SIZE)
@@ -277,7 +277,20 @@ class Maintainer:
                 return None
             uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
             lane = model.segment.lane
-            entry = Entry(uid, Kind.SEGMENT, State.BUILDING, lane, definition.number, run.first, run.extents, 0, 0, 0, 0, shape.size)
+            entry = Entry(
+                uid,
+                Kind.SEGMENT,
+                State.BUILDING,
+                lane,
+                definition.number,
+                run.first,
+                run.extents,
+                0,
+                0,
+                0,
+                0,
+                shape.size,
+            )
             offset = arena.geometry.extent_offset(arena.node, run.first)
             target = Segment.create(arena.region, offset, uid, lane, shape, run.extents * EXTENT_SIZE)
             arena.publish(current.with_entries({uid: entry}, next_number=current.next_number + 1))
@@ -334,7 +347,9 @@ class Maintainer:
         found[current.node] = 0
         return tuple(found)
 
-    def _write_deletions(self, name: str, view: View, covered: dict[int, deletions.Covered], report: MaintenanceReport) -> None:
+    def _write_deletions(
+        self, name: str, view: View, covered: dict[int, deletions.Covered], report: MaintenanceReport
+    ) -> None:
         """Write deletion vectors when a new process would have to fold much without them."""
         known = self._covered_rows(name)
         own = [part for part in view.parts if part.node == self._arena.node]

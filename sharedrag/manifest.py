@@ -149,7 +149,9 @@ def encode(manifest: Manifest) -> bytes:
     """The slot's bytes of a manifest."""
     catalog = {
         "next": manifest.next_collection,
-        "collections": [{name: getattr(entry, name) for name in CollectionEntry.__slots__} for entry in manifest.collections],
+        "collections": [
+            {name: getattr(entry, name) for name in CollectionEntry.__slots__} for entry in manifest.collections
+        ],
     }
     body = b"".join(_ENTRY.pack(*entry) for entry in manifest.entries) + orjson.dumps(catalog)
     header = _HEADER.pack(
@@ -171,7 +173,9 @@ def decode(node: int, header: bytes, body: bytes) -> Manifest:
     entries = tuple(Entry._make(fields) for fields in _ENTRY.iter_unpack(body[: count * _ENTRY.size]))
     catalog = orjson.loads(body[count * _ENTRY.size :])
     collections = tuple(CollectionEntry(**entry) for entry in catalog["collections"])
-    return Manifest(node, generation, next_number, published_us, _RELIES_ON.unpack(relies_on), entries, collections, catalog["next"])
+    return Manifest(
+        node, generation, next_number, published_us, _RELIES_ON.unpack(relies_on), entries, collections, catalog["next"]
+    )
 
 
 def root_index(geometry: Geometry, node: int) -> int:
@@ -208,7 +212,9 @@ def load(region: Region, geometry: Geometry, node: int) -> Manifest:
     for attempt in range(_READ_ATTEMPTS):
         word = region.words[root]
         if not order.is_checked(word):
-            raise PoolDamaged(f"the root of node {node} fails its check", offset=root << 3, operation="open", path=region.path)
+            raise PoolDamaged(
+                f"the root of node {node} fails its check", offset=root << 3, operation="open", path=region.path
+            )
         generation = word & order.VALUE_MASK
         found = _try_load(region, geometry, node, generation)
         if isinstance(found, Manifest):
@@ -217,7 +223,9 @@ def load(region: Region, geometry: Geometry, node: int) -> Manifest:
             what, offset = found
             break
         time.sleep(0)
-    raise PoolDamaged(what or f"the manifest of node {node} never held still", offset=offset, operation="open", path=region.path)
+    raise PoolDamaged(
+        what or f"the manifest of node {node} never held still", offset=offset, operation="open", path=region.path
+    )
 
 
 def _try_load(region: Region, geometry: Geometry, node: int, generation: int) -> Manifest | tuple[str, int]:

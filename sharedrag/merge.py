@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sharedrag import order
 from sharedrag.live import Part
-from sharedrag.segment import HASH_MASK, HEADER_SIZE, HEAP_MAX, ROW_BITS, ROWS_MAX, Segment, Shape, buckets_for
+from sharedrag.segment import HASH_MASK, HEADER_SIZE, HEAP_MAX, ROW_BITS, ROWS_MAX, Segment, Shape, buckets_for, hashes_in
 
 _CHUNK_ROWS = 8192
 _STRINGS = (("id", "id_bytes"), ("text", "text_bytes"), ("metadata", "metadata_bytes"))
@@ -59,7 +59,12 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
     place = np.empty(len(keys), np.int64)
     place[by_key] = np.arange(len(keys))
     count = len(keys)
-    columns: list[tuple[str, npt.DTypeLike]] = [("flags", np.uint8), ("key", np.uint64), ("created", np.int64), ("checksum", np.uint64)]
+    columns: list[tuple[str, npt.DTypeLike]] = [
+        ("flags", np.uint8),
+        ("key", np.uint64),
+        ("created", np.int64),
+        ("checksum", np.uint64),
+    ]
     if target.shape.dimension:
         columns.append(("norm", np.uint32))
     at = 0
@@ -74,10 +79,10 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
                 target.vectors_array[places[chunk]] = source.segment.vectors_array[source.rows[chunk]]
     for column, _ in _STRINGS:
         _copy_strings(sources, target, column, by_key)
-    hashes = np.concatenate([source.segment.link_array[source.rows] for source in sources])
-    if not order.are_checked(hashes).all():
+    links = np.concatenate([source.segment.link_array[source.rows] for source in sources])
+    if not order.are_checked(links).all():
         raise sources[0].segment.damaged("a link fails its check", "link")
-    _index(target, ((hashes & order.VALUE_MASK) >> ROW_BITS)[by_key], count)
+    _index(target, hashes_in(links)[by_key], count)
 
 
 def _copy_strings(sources: list[Source], target: Segment, column: str, by_key: npt.NDArray[np.int64]) -> None:

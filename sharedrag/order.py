@@ -24,13 +24,11 @@ import ctypes
 import platform
 import sys
 import time
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from sharedrag.errors import UnsupportedPlatform
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 VALUE_BITS = 55
 VALUE_MASK = (1 << VALUE_BITS) - 1
@@ -64,7 +62,7 @@ def are_checked(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 def are_words(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """`checked` for an array of values of any shape."""
-    result: npt.NDArray[np.uint64] = values | (values % CHECK_PRIME + 1) << VALUE_BITS
+    result: npt.NDArray[np.uint64] = np.bitwise_or(values, (values % CHECK_PRIME + 1) << VALUE_BITS, dtype=np.uint64)
     return result
 
 

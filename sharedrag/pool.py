@@ -26,7 +26,18 @@ from sharedrag.maintenance import Maintainer
 from sharedrag.manifest import CollectionEntry
 from sharedrag.writer import Writer
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
 _CREATE_ATTEMPTS = 5
 
 
@@ -123,7 +134,7 @@ class Pool:
             wanted = catalog.definition(name, dimension, metric, dtype, embedding_model)
             found = catalog.find_or_declare(self.arena, wanted)
             known = self._collections.get(name)
-            if known is None or catalog.differs(known, found):
+            if known is None or catalog.differs(known.definition, found):
                 known = self._collections[name] = Collection(self, found)
             return known
 
@@ -202,7 +213,7 @@ class Pool:
         )
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
-        """Check every checksum and link of everything that is visible; `progress(rows done, rows in all)` is called now and then."""
+        """Check every checksum and link of all that is visible; calls `progress(rows done, rows in all)` now and then."""
         return verify.verify(self.arena, progress)
 
     def maintain(self) -> MaintenanceReport:
@@ -311,7 +322,12 @@ _forking: list[Pool] = []
 
 
 def shared(
-    path: str | os.PathLike[str], node: int = 0, name: str | None = None, maintenance: bool = True, lock_timeout_s: float = 5.0, **options: Any
+    path: str | os.PathLike[str],
+    node: int = 0,
+    name: str | None = None,
+    maintenance: bool = True,
+    lock_timeout_s: float = 5.0,
+    **options: Any,
 ) -> Pool:
     """The one handle that this process shares for a pool and node; opened on first use, with `Pool.open`'s `options`."""
     real = os.path.realpath(os.fspath(path))

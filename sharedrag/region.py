@@ -6,6 +6,7 @@ Nothing touches memory that was not reserved: reading a hole of a tmpfs file all
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -131,7 +132,8 @@ class Region:
             return
         code = ctypes.get_errno()
         if code == errno.EINTR:
-            return self.reserve(offset, length, operation=operation)
+            self.reserve(offset, length, operation=operation)
+            return
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise UnsupportedFileSystem("no fallocate", operation=operation, path=self.path, hint=_LOCAL_ONLY)
         free = os.statvfs(os.path.dirname(self.path) or ".")
@@ -145,10 +147,8 @@ class Region:
 
     def populate(self, offset: int, length: int) -> None:
         """Map the pages ahead of use; a kernel without MADV_POPULATE_WRITE maps them on first touch instead."""
-        try:
+        with contextlib.suppress(OSError):
             self._map.madvise(_MADV_POPULATE_WRITE, offset, length)
-        except OSError:
-            pass
 
     def punch(self, offset: int, length: int) -> None:
         """Give the memory behind whole pages back to the system; the bytes then read as zero once reserved again."""

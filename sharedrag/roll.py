@@ -16,6 +16,7 @@ from sharedrag.manifest import CollectionEntry, Entry, Kind, Manifest, State
 from sharedrag.segment import DTYPES, HEADER_SIZE, HEAP_MAX, PUT, ROWS_MAX, Segment, Shape, buckets_for
 
 _GROWTH = 4
+_FIRST_ROWS = 128
 _MARGIN = 1.2  # room for rows that are longer than the last ones were on average
 _PADDING = 64 * 16  # what aligning the columns may cost
 
@@ -45,7 +46,11 @@ def shape_for(size: int, batch: Batch, previous: Segment | None, definition: Col
     rows_before = previous.watermark() if previous else 0
     averages = [need / len(batch.ids) for need in heap_needs(batch)]
     if previous and rows_before > len(batch.ids):
-        held = (previous.id_offsets[rows_before], previous.text_offsets[rows_before], previous.metadata_offsets[rows_before])
+        held = (
+            previous.id_offsets[rows_before],
+            previous.text_offsets[rows_before],
+            previous.metadata_offsets[rows_before],
+        )
         averages = [max(batch_average, total / rows_before) for batch_average, total in zip(averages, held, strict=True)]
     averages = [average * _MARGIN for average in averages]
     empty = _shape(1, definition, 0, 0, 0)
@@ -87,10 +92,11 @@ def is_only_deletes(batch: Batch) -> bool:
     return not any(flags & PUT for flags in batch.flags)
 
 
-def wanted_extents(geometry: Geometry, least: int, previous_extents: int) -> int:
-    """How many extents the next segment should have."""
-    grown = min(geometry.segment_size_max // EXTENT_SIZE, max(1, previous_extents * _GROWTH))
-    return max(least, grown if previous_extents else 1)
+def wanted_extents(geometry: Geometry, least: Shape, previous_extents: int) -> int:
+    """How many extents the next segment should have: room for a few rows like these, or four times the previous one."""
+    first_bytes = HEADER_SIZE + (least.size - HEADER_SIZE) * max(1, _FIRST_ROWS // least.rows)
+    grown = previous_extents * _GROWTH or -(-first_bytes // EXTENT_SIZE)
+    return max(-(-least.size // EXTENT_SIZE), min(geometry.segment_size_max // EXTENT_SIZE, grown))
 
 
 def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | None) -> Segment:
@@ -104,22 +110,27 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
         faults.passing("roll.locked")
         definition = current.collection(name)
         if definition is None:
-            raise CollectionDropped(f"collection {name!r} was dropped", operation="put", path=arena.path, hint="Declare it again")
+            raise CollectionDropped(
+                f"collection {name!r} was dropped", operation="put", path=arena.path, hint="Declare it again"
+            )
         changed: dict[int, Entry | None] = {}
         entry = current.by_uid.get(previous.uid) if previous else None
         if previous is not None and entry is not None and entry.state == State.OPEN:
             closed = sealed(entry, previous)
-            changed[entry.uid] = closed if closed.rows else closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
-        least = -(-least_shape(batch, definition, arena.path).size // EXTENT_SIZE)
+            changed[entry.uid] = (
+                closed if closed.rows else closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
+            )
+        smallest = least_shape(batch, definition, arena.path)
+        least = -(-smallest.size // EXTENT_SIZE)
         if least > geometry.extents_per_node - geometry.rescue_extents:
             raise RecordTooLarge(
-                f"the batch needs {least * EXTENT_SIZE:,} bytes in one piece, the node has {geometry.node_capacity:,} in all",
+                f"the batch needs {least * EXTENT_SIZE:,} bytes in one piece, the node has {geometry.node_capacity:,}",
                 operation="put",
                 path=arena.path,
                 hint="Split the batch, or make a pool of larger capacity",
             )
         only_deletes = is_only_deletes(batch)
-        wanted = least if only_deletes else wanted_extents(geometry, least, entry.extents if entry else 0)
+        wanted = least if only_deletes else wanted_extents(geometry, smallest, entry.extents if entry else 0)
         run = extents.take(region, current, geometry, wanted, least, emergency=only_deletes, operation="put")
         faults.passing("roll.reserved")
         size = run.extents * EXTENT_SIZE
@@ -130,7 +141,18 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
         segment = Segment.create(region, offset, uid, lane.global_number, shape, size)
         faults.passing("roll.initialised")
         changed[uid] = Entry(
-            uid, Kind.SEGMENT, State.OPEN, lane.global_number, definition.number, run.first, run.extents, 0, 0, 0, 0, shape.size
+            uid,
+            Kind.SEGMENT,
+            State.OPEN,
+            lane.global_number,
+            definition.number,
+            run.first,
+            run.extents,
+            0,
+            0,
+            0,
+            0,
+            shape.size,
         )
         arena.publish(current.with_entries(changed, next_number=current.next_number + 1))
     return segment

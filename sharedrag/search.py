@@ -6,6 +6,8 @@ distance under l2.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import faiss
@@ -19,14 +21,24 @@ from sharedrag.segment import HAS_VECTOR
 _HALF_CHUNK_ROWS = 4096  # float16 columns are widened in pieces that stay in cache
 
 Mask = npt.NDArray[np.bool_]
+_swig_ptr = faiss.swig_ptr
 
 
 class Found(NamedTuple):
-    """The best rows for one query: scores (m,) float32 falling, and for each the part and the row it is in."""
+    """The best rows for one query: scores falling, and for each the part and the row it is in."""
 
-    scores: npt.NDArray[np.float32]
-    parts: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
+    scores: list[float]
+    parts: list[int]
+    rows: list[int]
+
+
+class _Block(NamedTuple):
+    """Consecutive rows of one part, as float32 vectors that FAISS can read where they lie."""
+
+    part: int
+    start: int
+    vectors: npt.NDArray[np.float32]
+    wanted: Mask | None
 
 
 def check_k(k: object) -> int:
@@ -43,84 +55,96 @@ def search_parts(
 
     `queries` is (n, dimension) C-contiguous float32, unit vectors under cosine.
     """
+    k = max(1, min(k, sum(part.rows for part in parts)))
+    count = len(queries)
+    blocks = 0
     scores: list[npt.NDArray[np.float32]] = []
     rows: list[npt.NDArray[np.int64]] = []
-    owners: list[npt.NDArray[np.int64]] = []
-    for index, (part, mask) in enumerate(zip(parts, masks, strict=True)):
-        wanted = _wanted_rows(part, mask)
+    places: list[tuple[int, int]] = []
+    for block in _blocks(parts, masks):
+        block_scores, block_rows = _knn(block, queries, k, metric)
+        scores.append(block_scores)
+        rows.append(block_rows)
+        places.append((block.part, block.start))
+        blocks += 1
+    if not blocks:
+        return [Found([], [], [])] * count
+    all_scores = scores[0] if blocks == 1 else np.concatenate(scores, axis=1)
+    all_rows = rows[0] if blocks == 1 else np.concatenate(rows, axis=1)
+    return [_best(all_scores[query], all_rows[query], places, k, metric) for query in range(count)]
+
+
+def _best(
+    scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], places: list[tuple[int, int]], k: int, metric: str
+) -> Found:
+    """The best k of the blocks' best k each: item i is of block i // k."""
+    best = (-scores).argsort(kind="stable")[:k]
+    values, owners, found = scores[best].tolist(), (best // k).tolist(), rows[best].tolist()
+    if found and found[-1] < 0:  # fewer than k in all: what is missing sorts last
+        kept = sum(row >= 0 for row in found)
+        values, owners, found = values[:kept], owners[:kept], found[:kept]
+    if metric == "l2":
+        values = [-math.sqrt(max(0.0, -value)) for value in values]
+    where = [places[owner] for owner in owners]
+    return Found(values, [part for part, _ in where], [row + start for row, (_, start) in zip(found, where, strict=True)])
+
+
+def _blocks(parts: tuple[Part, ...], masks: list[Mask | None]) -> Iterator[_Block]:
+    for index, part in enumerate(parts):
+        wanted = _wanted_rows(part, masks[index])
         if wanted is not None and not wanted.any():
             continue
-        part_scores, part_rows = _search_part(part, wanted, queries, min(k, part.rows), metric)
-        scores.append(part_scores)
-        rows.append(part_rows)
-        owners.append(np.full(part_rows.shape, index, np.int64))
-    if not scores:
-        nothing = np.empty(0, np.int64)
-        return [Found(np.empty(0, np.float32), nothing, nothing)] * len(queries)
-    return _merge(np.hstack(scores), np.hstack(owners), np.hstack(rows), k, metric)
-
-
-def _merge(
-    scores: npt.NDArray[np.float32], owners: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], k: int, metric: str
-) -> list[Found]:
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = []
-    for query, columns in enumerate(best):
-        columns = columns[rows[query, columns] >= 0]
-        values = scores[query, columns]
-        if metric == "l2":
-            values = -np.sqrt(np.maximum(-values, 0))
-        found.append(Found(values, owners[query, columns], rows[query, columns]))
-    return found
+        vectors = part.segment.vectors_array
+        if vectors.dtype == np.float32:
+            yield _Block(index, 0, vectors[: part.rows], wanted)
+            continue
+        for start in range(0, part.rows, _HALF_CHUNK_ROWS):
+            stop = min(part.rows, start + _HALF_CHUNK_ROWS)
+            narrowed = None if wanted is None else wanted[start:stop]
+            if narrowed is None or narrowed.any():
+                yield _Block(index, start, vectors[start:stop].astype(np.float32), narrowed)
 
 
 def _wanted_rows(part: Part, mask: Mask | None) -> Mask | None:
     """Which of the part's rows may be found, (rows,) bool; None for all."""
     wanted = None
     if part.dead:
-        wanted = part.alive[: part.rows]
+        wanted = part.alive
     if mask is not None:
-        wanted = mask[: part.rows] if wanted is None else wanted & mask[: part.rows]
+        wanted = mask if wanted is None else wanted & mask
     if part.without_vector:
         has = (part.segment.flags_array[: part.rows] & HAS_VECTOR) != 0
         wanted = has if wanted is None else wanted & has
     return wanted
 
 
-def _search_part(
-    part: Part, wanted: Mask | None, queries: npt.NDArray[np.float32], k: int, metric: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """(scores, rows), each (queries, k); row -1 where there are fewer than k."""
-    vectors = part.segment.vectors_array[: part.rows]
-    if vectors.dtype == np.float32:
-        return _knn(vectors, wanted, queries, k, metric)
-    pieces = []
-    for start in range(0, part.rows, _HALF_CHUNK_ROWS):
-        chunk = np.ascontiguousarray(vectors[start : start + _HALF_CHUNK_ROWS], dtype=np.float32)
-        narrowed = None if wanted is None else wanted[start : start + _HALF_CHUNK_ROWS]
-        if narrowed is None or narrowed.any():
-            scores, rows = _knn(chunk, narrowed, queries, min(k, len(chunk)), metric)
-            pieces.append((scores, np.where(rows >= 0, rows + start, -1)))
-    return np.hstack([one for one, _ in pieces]), np.hstack([one for _, one in pieces])
-
-
 def _knn(
-    vectors: npt.NDArray[np.float32], wanted: Mask | None, queries: npt.NDArray[np.float32], k: int, metric: str
+    block: _Block, queries: npt.NDArray[np.float32], k: int, metric: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """(scores, rows), each (queries, k), best first; row -1 and score -inf where there are fewer than k."""
     count, dimension = queries.shape
     scores = np.empty((count, k), np.float32)
     rows = np.empty((count, k), np.int64)
     selector, bits = None, None
-    if wanted is not None:
-        bits = np.packbits(wanted, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(wanted), faiss.swig_ptr(bits))
-    function = faiss.knn_L2sqr if metric == "l2" else faiss.knn_inner_product
-    arguments = [faiss.swig_ptr(one) for one in (queries, vectors)]
-    results = [faiss.swig_ptr(one) for one in (scores, rows)]
+    if block.wanted is not None:
+        bits = np.packbits(block.wanted, bitorder="little")
+        selector = faiss.IDSelectorBitmap(len(block.wanted), _swig_ptr(bits))
+    vectors = block.vectors
+    where = (
+        _swig_ptr(queries),
+        _swig_ptr(vectors),
+        dimension,
+        count,
+        len(vectors),
+        k,
+        _swig_ptr(scores),
+        _swig_ptr(rows),
+    )
     if metric == "l2":
-        function(*arguments, dimension, count, len(vectors), k, *results, None, selector)
-        scores = -scores
+        faiss.knn_L2sqr(*where, None, selector)
+        np.negative(scores, out=scores)
     else:
-        function(*arguments, dimension, count, len(vectors), k, *results, selector)
-    scores[rows < 0] = -np.inf
+        faiss.knn_inner_product(*where, selector)
+    if rows[:, -1].min() < 0:
+        scores[rows < 0] = -np.inf
     return scores, rows

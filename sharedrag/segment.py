@@ -31,7 +31,7 @@ Columns, each 64-byte aligned, from byte 4,096 on (n = rows it has room for):
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,17 @@ def hash31(encoded_id: bytes) -> int:
     return xxhash.xxh3_64_intdigest(encoded_id) & HASH_MASK
 
 
+def hashes_in(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The hash31 in each of these links or heads."""
+    hashes: npt.NDArray[np.uint64] = np.right_shift(words & order.VALUE_MASK, ROW_BITS, dtype=np.uint64)
+    return hashes
+
+
+def rows_in(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The row that each of these links or heads leads to; -1 for none."""
+    return (words & ROW_MASK).astype(np.int64) - 1
+
+
 def row_checksum(payload: bytes, vector: memoryview | bytes, key: int, created_us: int, flags: int, norm_bits: int) -> int:
     """The checksum of one row; `payload` is id + text + metadata joined, `norm_bits` the float32's bits.
 
@@ -145,7 +156,7 @@ class Segment:
     """A segment's columns as views of the pool's memory.
 
     Memoryviews (`key`, `link`, ...) serve single rows: item access is one load or store (see `order`). The `*_array`
-    properties are NumPy views of whole columns. Rows at or beyond the watermark are nobody's business but the writer's.
+    properties and `vectors_array` are NumPy views of whole columns. Rows at or beyond the watermark are the writer's alone.
     """
 
     def __init__(self, region: Region, offset: int, uid: int, size_allocated: int) -> None:
@@ -174,6 +185,7 @@ class Segment:
         self.vector_bytes = view("vectors", "B")
         self.vector_width = self.shape.dimension * (4 if self.shape.dtype == 1 else 2)
         self.bucket_mask = self.shape.buckets - 1
+        self.vectors_array = self._vectors()
 
     @staticmethod
     def _read_header(region: Region, offset: int, uid: int, size_allocated: int) -> tuple[Shape, int]:
@@ -181,8 +193,15 @@ class Segment:
         (checksum,) = _HEADER_CHECKSUM.unpack(region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8])
         magic, dtype, written_uid, dimension, rows, lane, buckets, ids, texts, metadata = _HEADER.unpack(header)
         shape = Shape(rows, buckets, dimension, dtype, ids, texts, metadata)
-        if magic != _MAGIC or checksum != xxhash.xxh3_64_intdigest(header) or written_uid != uid or shape.size > size_allocated:
-            raise PoolDamaged(f"the header of segment {uid:#x} is wrong", offset=offset, operation="open segment", path=region.path)
+        if (
+            magic != _MAGIC
+            or checksum != xxhash.xxh3_64_intdigest(header)
+            or written_uid != uid
+            or shape.size > size_allocated
+        ):
+            raise PoolDamaged(
+                f"the header of segment {uid:#x} is wrong", offset=offset, operation="open segment", path=region.path
+            )
         return shape, lane
 
     @classmethod
@@ -202,13 +221,15 @@ class Segment:
             shape.metadata_bytes,
         )
         region.bytes[offset : offset + _HEADER.size] = header
-        region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8] = _HEADER_CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
+        region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8] = _HEADER_CHECKSUM.pack(
+            xxhash.xxh3_64_intdigest(header)
+        )
         segment = cls(region, offset, uid, size_allocated)
         segment.heads_array[:] = order.checked(0)
         region.words[segment.watermark_index] = order.checked(0)
         return segment
 
-    def _view(self, column: str, code: str) -> memoryview:
+    def _view(self, column: str, code: Literal["B", "I", "Q", "i", "q"]) -> memoryview:
         at, size = self.columns[column]
         start = self.offset + at
         return self.region.bytes[start : start + size].cast(code)
@@ -239,11 +260,12 @@ class Segment:
         """Flags, (rows,) uint8."""
         return self.array("flags", np.uint8)  # type: ignore[return-value]
 
-    @property
-    def vectors_array(self) -> npt.NDArray[np.floating]:
-        """Vectors as they are stored, (rows, dimension) float32 or float16."""
-        found = self.array("vectors", _NUMPY[self.shape.dtype]).reshape(self.shape.rows, self.shape.dimension)
-        return found  # type: ignore[return-value]
+    def _vectors(self) -> npt.NDArray[np.floating]:
+        """Vectors as they are stored, (rows, dimension) float32 or float16; (0, 0) in a collection without."""
+        if not self.shape.dimension:
+            return np.empty((0, 0), np.float32)
+        column: npt.NDArray[np.floating] = self.array("vectors", _NUMPY[self.shape.dtype])  # type: ignore[assignment]
+        return column.reshape(self.shape.rows, self.shape.dimension)
 
     def damaged(self, what: str, column: str, row: int = 0, width: int = 8) -> PoolDamaged:
         """The error for a row's bytes that fail a check."""

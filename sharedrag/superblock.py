@@ -11,7 +11,14 @@ from pathlib import Path
 import xxhash
 
 from sharedrag import layout, order, region
-from sharedrag.errors import PoolDamaged, PoolNotFound, PoolTruncated, PoolVersionUnsupported, SharedRagError, UnsupportedFileSystem
+from sharedrag.errors import (
+    PoolDamaged,
+    PoolNotFound,
+    PoolTruncated,
+    PoolVersionUnsupported,
+    SharedRagError,
+    UnsupportedFileSystem,
+)
 from sharedrag.layout import Geometry
 
 
@@ -49,7 +56,9 @@ def read(path: str) -> Geometry:
         with open(path, "rb") as file:
             head = file.read(layout.SUPERBLOCK.size + layout.SUPERBLOCK_CHECKSUM.size)
     except FileNotFoundError:
-        raise PoolNotFound("no such file", operation="open", path=path, hint="Make it: `create=True` or `sharedrag create PATH`") from None
+        raise PoolNotFound(
+            "no such file", operation="open", path=path, hint="Make it: `create=True` or `sharedrag create PATH`"
+        ) from None
     except IsADirectoryError:
         raise region.foreign(path, "a directory") from None
     if head[:7] != layout.MAGIC[:7]:
@@ -60,7 +69,9 @@ def read(path: str) -> Geometry:
     magic, version, *rest = layout.SUPERBLOCK.unpack(body)
     (checksum,) = layout.SUPERBLOCK_CHECKSUM.unpack(head[layout.SUPERBLOCK.size :])
     if checksum != xxhash.xxh3_64_intdigest(body):
-        raise PoolDamaged("the superblock's checksum is wrong", offset=0, operation="open", path=path, hint="Restore it from a copy")
+        raise PoolDamaged(
+            "the superblock's checksum is wrong", offset=0, operation="open", path=path, hint="Restore it from a copy"
+        )
     if magic != layout.MAGIC or version != layout.VERSION:
         raise PoolVersionUnsupported(
             f"format version {version}, this package reads {layout.VERSION}",
@@ -84,15 +95,22 @@ def create(path: str, capacity: int, nodes: int) -> None:
         raise PoolNotFound(f"no folder {folder}", operation="create", path=path, hint="Make the folder first") from None
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise SharedRagError(error.strerror or str(error), operation="create", path=path, hint="Choose a folder you may write") from error
+            raise SharedRagError(
+                error.strerror or str(error), operation="create", path=path, hint="Choose a folder you may write"
+            ) from error
         kind = region.file_system_of(folder)
-        raise UnsupportedFileSystem(f"{kind or 'it'} has no O_TMPFILE", operation="create", path=path, hint=region._LOCAL_ONLY) from None
+        raise UnsupportedFileSystem(
+            f"{kind or 'it'} has no O_TMPFILE", operation="create", path=path, hint=region._LOCAL_ONLY
+        ) from None
     try:
         try:
             os.ftruncate(fd, geometry.file_size)
         except OSError as error:
             raise UnsupportedFileSystem(
-                f"no sparse file of {geometry.file_size:,} bytes ({error.strerror})", operation="create", path=path, hint="Choose a smaller capacity"
+                f"no sparse file of {geometry.file_size:,} bytes ({error.strerror})",
+                operation="create",
+                path=path,
+                hint="Choose a smaller capacity",
             ) from None
         mapped = region.Region(os.dup(fd), path, geometry.file_size)
         try:
@@ -121,5 +139,7 @@ def _fill(mapped: region.Region, geometry: Geometry) -> None:
         for generation in (0, 1):
             mapped.reserve(geometry.manifest_offset(node, generation), layout.MANIFEST_RESERVED, operation="create")
         rescue = geometry.extents_per_node - geometry.rescue_extents
-        mapped.reserve(geometry.extent_offset(node, rescue), geometry.rescue_extents * layout.EXTENT_SIZE, operation="create")
+        mapped.reserve(
+            geometry.extent_offset(node, rescue), geometry.rescue_extents * layout.EXTENT_SIZE, operation="create"
+        )
         manifest.publish(mapped, geometry, manifest.Manifest.empty(node))

@@ -70,7 +70,10 @@ def _verify_segment(segment: Segment, rows: int, report: VerifyReport, progress:
         segment.string_offsets(column, rows)
     keys = segment.key_array[:rows]
     if not (keys[1:] > keys[:-1]).all():
-        _note(report, segment.damaged("order keys do not increase", "key", int(np.flatnonzero(keys[1:] <= keys[:-1])[0]) + 1))
+        _note(
+            report,
+            segment.damaged("order keys do not increase", "key", int(np.flatnonzero(keys[1:] <= keys[:-1])[0]) + 1),
+        )
     _verify_links(segment, rows, report)
     for row in range(rows):
         try:
@@ -78,7 +81,9 @@ def _verify_segment(segment: Segment, rows: int, report: VerifyReport, progress:
                 raise segment.damaged("flags fail their check", "flags", row, 1)
             raw = segment.read(row)
             hashed = hash31(raw.id)
-            if (segment.link[row] & order.VALUE_MASK) >> ROW_BITS != hashed or segment.lookup(raw.id, hashed, row + 1) != row:
+            if (segment.link[row] & order.VALUE_MASK) >> ROW_BITS != hashed or segment.lookup(
+                raw.id, hashed, row + 1
+            ) != row:
                 raise segment.damaged("the row cannot be found by its id", "link", row)
             if raw.flags & HAS_VECTOR and not np.isfinite(segment.vectors_array[row]).all():
                 raise segment.damaged("the vector is not finite", "vectors", row, segment.vector_width)

@@ -68,13 +68,14 @@ class Writer:
 
     def _declare(self, name: str, definition: CollectionEntry) -> None:
         """Enter the collection in our node's catalog, if only another node has it so far."""
-        if self._arena.current.manifests[self._arena.node].collection(name) is None:
-            if not any(one.collection(name) for one in self._arena.refresh().manifests):
-                raise CollectionDropped(
-                    f"collection {name!r} was dropped", operation="put", path=self._arena.path, hint="Declare it again with pool.collection(...)"
-                )
-            declare(self._arena, definition)
-            self._arena.refresh()
+        manifests = self._arena.refresh().manifests
+        if manifests[self._arena.node].collection(name) is not None:
+            return
+        if not any(one.collection(name) for one in manifests):
+            hint = "Declare it again with pool.collection(...)"
+            raise CollectionDropped(f"collection {name!r} was dropped", operation="put", path=self._arena.path, hint=hint)
+        declare(self._arena, definition)
+        self._arena.refresh()
 
     def _take_over(self, name: str) -> Appender | None:
         """An open segment that the lane's last holder left."""
@@ -100,33 +101,40 @@ class Writer:
         for name, appender in list(self._appenders.items()):
             entry = own.by_uid.get(appender.segment.uid)
             definition = own.collection(name)
-            if entry is None or definition is None or entry.state != State.OPEN or entry.collection != definition.number:
+            if definition and entry and entry.state == State.OPEN and entry.collection == definition.number:
+                self._learn_others(appender, name, snapshot)
+            else:
                 del self._appenders[name]
-                continue
-            appender.others = []
-            trusted = time.time_ns() // 1000 - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX
-            for one in snapshot.manifests:
-                theirs = one.collection(name)
-                for other in one.entries if theirs else ():
-                    if other.kind != Kind.SEGMENT or theirs is None or other.collection != theirs.number or not other.visible:
-                        continue
-                    if other.state == State.SEALED:
-                        clock = clock_of(other.key_max)
-                        appender.floor = max(appender.floor, clock if clock <= trusted else 0)
-                    elif other.uid != appender.segment.uid:
-                        appender.others.append(self._arena.segment(one.node, other))
         self._snapshot = snapshot
+
+    def _learn_others(self, appender: Appender, name: str, snapshot: Snapshot) -> None:
+        """The newest keys of a collection: of sealed segments from the manifests, of open ones from their rows."""
+        trusted = time.time_ns() // 1000 - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX
+        appender.others = []
+        for one in snapshot.manifests:
+            definition = one.collection(name)
+            for entry in one.entries if definition else ():
+                if definition is None or entry.collection != definition.number or entry.kind != Kind.SEGMENT:
+                    continue
+                if entry.state == State.SEALED:
+                    clock = clock_of(entry.key_max)
+                    appender.floor = max(appender.floor, clock if clock <= trusted else 0)
+                elif entry.state == State.OPEN and entry.uid != appender.segment.uid:
+                    appender.others.append(self._arena.segment(one.node, entry))
 
     def _room_was_made(self, deadline: float) -> bool:
         """After `PoolFull`: maintain, or wait for whoever does; False when nothing more is to be had."""
+        node = self._arena.node
         while True:
-            before = self._arena.refresh().roots[self._arena.node]
+            before = self._arena.refresh().roots[node]
             report = self._maintainer.run()
-            own = self._arena.refresh().manifests[self._arena.node]
-            if report.segments_freed or report.bytes_freed or (not report.elected and self._arena.current.roots[self._arena.node] != before):
+            snapshot = self._arena.refresh()
+            if report.bytes_freed or report.segments_freed or (not report.elected and snapshot.roots[node] != before):
                 return True
-            waiting = any(entry.state in (State.RETIRED, State.PUNCHING) for entry in own.entries)
-            if time.monotonic() >= deadline or (report.elected and not waiting and not report.segments_merged):
+            states = {entry.state for entry in snapshot.manifests[node].entries}
+            waiting = not states.isdisjoint((State.RETIRED, State.PUNCHING))
+            hopeless = report.elected and not waiting and not report.segments_merged
+            if hopeless or time.monotonic() >= deadline:
                 return False
             time.sleep(_FULL_POLL_S)
 
