@@ -1,0 +1,130 @@
+"""Records a second: one writer with single records and with batches; four writers beside a reader, and nothing lost."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from sharedrag import Pool
+from tests.bench import data
+from tests.bench.children import Child, Pipe
+from tests.bench.figures import Figure, Limit
+from tests.bench.workshop import COLLECTION, Workshop
+
+_WRITERS = 4
+_CAPACITY = "1 GiB"
+
+
+def write(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
+    """Put `count` records, `batch` to a call, once told to; sends when it began and ended, in ns of the common clock."""
+    calls = data.records(count, seed, prefix=f"w{seed}-").calls(batch)
+    with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
+        put = pool.collection(COLLECTION, dimension=data.DIMENSION).put
+        gc.freeze()  # the bench's own lists are no part of what a put costs
+        pipe.send("ready")
+        pipe.recv()
+        start = time.monotonic_ns()
+        for ids, vectors, texts, metadata in calls:
+            put(ids, vectors, texts, metadata)
+        pipe.send((start, time.monotonic_ns()))
+
+
+def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
+    """What `write` could do at best: one copy of the same bytes for each call, into new pages on the same mount."""
+    records = data.records(min(count, 1000), seed)
+    piece = bytes(data.row_bytes(records) * batch)
+    with open(path, "x+b") as file:
+        os.truncate(path, len(piece) * -(-count // batch))
+        with mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as view:
+            pipe.send("ready")
+            pipe.recv()
+            start = time.monotonic_ns()
+            for at in range(0, len(view), len(piece)):
+                view[at : at + len(piece)] = piece
+            pipe.send((start, time.monotonic_ns()))
+
+
+def read(pipe: Pipe, path: str, expected: int) -> None:
+    """Search without pause until told to stop; sends how many searches, and how many of `expected` records are not there."""
+    queries = data.vectors(256, seed=9)
+    with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
+        collection = pool.collection(COLLECTION, dimension=data.DIMENSION)
+        pipe.send("ready")
+        pipe.recv()
+        asked = 0
+        while not pipe.poll():
+            collection.search(queries[asked % len(queries)], k=10)
+            asked += 1
+        ids = collection.scan(columns=["id"]).column("id").to_pylist()
+        pipe.send((asked, expected - len(set(ids)), len(ids) - len(set(ids)), len(collection)))
+
+
+def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int) -> float:
+    """Records a second of one process for each path, from the first start to the last end."""
+    with ExitStack() as stack:
+        children = [stack.enter_context(Child(target, path, count, batch, seed)) for seed, path in enumerate(paths)]
+        for child in children:
+            child.receive()
+        for child in children:
+            child.send("go")
+        spans = [child.receive() for child in children]
+    took_s: float = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e9
+    return len(paths) * count / took_s
+
+
+def _one_writer(workshop: Workshop, name: str, what: str, batch: int, demanded: float) -> Figure:
+    size = workshop.size
+    rounds: list[float] = []
+    copies: list[float] = []
+    for number in range(size.rounds):
+        workshop.tell(f"{what}, round {number + 1}")
+        for target, found in ((write, rounds), (copy, copies)):
+            path = workshop.fresh(name)
+            found.append(_timed(target, [path], size.records, batch))
+            workshop.remove(path)
+    limit = Limit("copying the same bytes to new pages, a call each", max(copies))
+    return Figure(name, what, "records/s", rounds, True, demanded, limit, {"records": size.records, "batch": batch})
+
+
+def singles(workshop: Workshop) -> list[Figure]:
+    """One writer, one record to a put."""
+    return [_one_writer(workshop, "singles", "one writer, single-record put", 1, 100_000)]
+
+
+def batches(workshop: Workshop) -> list[Figure]:
+    """One writer, 32 records to a put."""
+    return [_one_writer(workshop, "batches", "one writer, batches of 32", 32, 300_000)]
+
+
+def fleet(workshop: Workshop) -> list[Figure]:
+    """Four writers of single records and one reader that never pauses; every record must be there afterwards."""
+    size = workshop.size
+    expected = _WRITERS * size.fleet_records
+    rounds, asked, lost, doubled = [], [], 0, 0
+    for number in range(size.rounds):
+        workshop.tell(f"four writers and a reader, round {number + 1}")
+        path = workshop.fresh("fleet")
+        with Child(read, path, expected) as reader:
+            reader.receive()
+            reader.send("go")
+            rounds.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1))
+            reader.send("stop")
+            searches, missing, twice, length = reader.receive()
+        workshop.remove(path)
+        asked.append(searches)
+        lost += missing + (length != expected)
+        doubled += twice
+    paths = [workshop.fresh("copies") for _ in range(_WRITERS)]
+    limit = Limit("four processes copying the same bytes to new pages", _timed(copy, paths, size.fleet_records, 1))
+    for path in paths:
+        workshop.remove(path)
+    notes = {"lost": lost, "doubled": doubled, "records": expected, "searches meanwhile": asked}
+    what = "four writers + one reader, single-record put, in all"
+    return [
+        Figure("fleet", what, "records/s", rounds, True, 150_000, limit, notes),
+        Figure("lost", "of those, records lost or doubled", "records", [float(lost + doubled)], False, 0),
+    ]
