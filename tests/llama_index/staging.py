@@ -125,7 +125,8 @@ def work(connection: multiprocessing.connection.Connection) -> None:
         try:
             if what is None:
                 stores = {key: store for key, store in stores.items() if key[1] != request}
-                pools.pop(request).close()
+                if request in pools:
+                    pools.pop(request).close()
                 connection.send((True, None))
                 continue
             name, path, collection = what
