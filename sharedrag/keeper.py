@@ -47,7 +47,7 @@ class Keeper:
                 if str(error) != self._last_error:
                     self._last_error = str(error)
                     _log.warning("maintenance: %s", error)
-            except Exception:  # a mistake of ours must be seen, and must not end the care for the pool
+            except Exception:  # noqa: BLE001 (a mistake of ours must be seen, and must not end the care for the pool)
                 self._next_round = time.monotonic() + _BACKOFF_S
                 _log.exception("maintenance failed")
             del pool

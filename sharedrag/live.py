@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import deletions, order
+from sharedrag import deletions, order, probe
 from sharedrag.arena import Arena, Snapshot
 from sharedrag.errors import CollectionDropped, PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
@@ -244,8 +244,7 @@ class LiveRows:
             if uid in self._states:
                 state = self._states[uid]
                 rows = min(one.rows, state.rows)
-                for row in np.flatnonzero(one.dead[:rows] & state.alive[:rows]).tolist():
-                    self._kill(state, row)
+                self._kill_all(state, np.flatnonzero(one.dead[:rows]))
         for other in known:
             since = covered[other.segment.uid].rows if other.segment.uid in covered else 0
             if since < other.rows:
@@ -317,12 +316,23 @@ class LiveRows:
     def _kill(self, state: _State, row: int) -> None:
         if not state.alive[row]:
             return
-        if self._readers and not state.copied:
-            state.alive = state.alive.copy()  # somebody is reading the old cut's
-            state.copied = True
+        self._before_change(state)
         state.alive[row] = False
         state.dead += 1
         self._live -= 1
+
+    def _kill_all(self, state: _State, rows: npt.NDArray[np.int64]) -> None:
+        rows = np.unique(rows[state.alive[rows]])
+        if rows.size:
+            self._before_change(state)
+            state.alive[rows] = False
+            state.dead += rows.size
+            self._live -= rows.size
+
+    def _before_change(self, state: _State) -> None:
+        if self._readers and not state.copied:
+            state.alive = state.alive.copy()  # somebody is reading the old cut's
+            state.copied = True
 
     def _compare(self, state: _State, start: int, stop: int, other: _State) -> None:
         """Of each id that both the rows [start, stop) of `state` and the rows of `other` have, kill the older."""
@@ -337,22 +347,21 @@ class LiveRows:
                 limit = row if other is state else other.rows
                 self._settle(state, row, other, other.segment.lookup(state.segment.id_at(row), hashed, limit))
             return
-        links = state.segment.link_array[start:stop]
-        if not order.are_checked(links).all():
-            raise state.segment.damaged("a link fails its check", "link", start)
+        links = probe.checked_links(state.segment, start, stop)
         hashes = hashes_in(links)
-        if other is state:
-            firsts = rows_in(links)
-        else:
-            heads = other.segment.heads_array[(hashes & other.segment.bucket_mask).astype(np.int64)]
-            if not order.are_checked(heads).all():
-                raise other.segment.damaged("a bucket head fails its check", "heads")
-            firsts = rows_in(heads)
-        for index in candidates(other.segment, hashes, firsts):
+        firsts = rows_in(links) if other is state else probe.newest_of(other.segment, hashes)
+        found = probe.matches(other.segment, hashes, firsts, other.rows)
+        unsure = found.unsure
+        if found.at.size:
+            rows = found.at + start
+            same = probe.same_ids(state.segment, rows, other.segment, found.rows)
+            unsure = unsure + found.at[~same].tolist()
+            self._settle_all(state, rows[same], other, found.rows[same])
+        for index in unsure:
             row = start + index
             limit = row if other is state else other.rows
-            found = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
-            self._settle(state, row, other, found)
+            found_row = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
+            self._settle(state, row, other, found_row)
 
     def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
         if found < 0:
@@ -362,6 +371,11 @@ class LiveRows:
         else:
             self._kill(state, row)
 
+    def _settle_all(self, state: _State, rows: npt.NDArray[np.int64], other: _State, found: npt.NDArray[np.int64]) -> None:
+        older = other.segment.key_array[found] < state.segment.key_array[rows]
+        self._kill_all(other, found[older])
+        self._kill_all(state, rows[~older])
+
     # ------------------------------------------------------------------ for the maintainer
 
     def acquire_covered(self) -> tuple[View, dict[int, deletions.Covered]]:
@@ -370,24 +384,3 @@ class LiveRows:
             view = self.acquire()
             known = self._states.items()
             return view, {uid: deletions.Covered(one.rows, ~one.alive[: one.rows]) for uid, one in known if one.rows}
-
-
-def candidates(other: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArray[np.int64]) -> list[int]:
-    """Indexes of the hashes that some row of `other` carries, by walking all chains at once."""
-    links = other.link_array
-    found: list[int] = []
-    index = np.flatnonzero(firsts >= 0)
-    rows = firsts[index]
-    while index.size:
-        if int(rows.max()) >= other.shape.rows:
-            raise other.damaged("a chain leads beyond the segment", "link")
-        words = links[rows]
-        hit = hashes_in(words) == hashes[index]
-        found.extend(index[hit].tolist())
-        index = index[~hit]
-        before = rows_in(words[~hit])
-        if (before >= rows[~hit]).any():
-            raise other.damaged("a link does not lead back", "link")
-        kept = before >= 0
-        index, rows = index[kept], before[kept]
-    return found

@@ -20,16 +20,16 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import deletions, extents, faults, layout, manifest, merge, order, session
+from sharedrag import deletions, extents, faults, layout, manifest, merge, order, probe, session
 from sharedrag.arena import Arena
 from sharedrag.errors import PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.layout import EXTENT_SIZE, KEY_EPOCH_US, KEY_LANE_BITS
-from sharedrag.live import LiveRows, Part, View, candidates
+from sharedrag.live import LiveRows, Part, View
 from sharedrag.locks import LockFile
 from sharedrag.manifest import Entry, Kind, Manifest, State
 from sharedrag.roll import sealed
-from sharedrag.segment import PUT, Segment, Shape, hashes_in, rows_in
+from sharedrag.segment import PUT, Segment, Shape, hashes_in
 
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
@@ -257,9 +257,9 @@ class Maintainer:
         for other in view.parts:
             if id(other.segment) in merged:
                 continue
-            heads = other.segment.heads_array[(hashes & np.uint64(other.segment.bucket_mask)).astype(np.int64)]
-            firsts = rows_in(heads)
-            keep[candidates(other.segment, hashes, firsts)] = True
+            found = probe.matches(other.segment, hashes, probe.newest_of(other.segment, hashes), other.rows)
+            keep[found.at] = True
+            keep[found.unsure] = True
         return rows[keep]
 
     def _build(self, name: str, model: Part, shape: Shape) -> tuple[Entry, Segment] | None:

@@ -1,0 +1,88 @@
+"""Looking up many ids in a segment's hash index at once: all chains are walked together, in NumPy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sharedrag import order
+from sharedrag.segment import Segment, hashes_in, rows_in
+
+
+class Matches(NamedTuple):
+    """For the hashes `at` these indexes the newest of the first `limit` rows with that hash; `unsure` wants a single `lookup`.
+
+    `at` and `rows` are (m,) int64. A chain that led through unpublished rows may have been repaired meanwhile: unsure.
+    """
+
+    at: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    unsure: list[int]
+
+
+def checked_links(segment: Segment, start: int, stop: int) -> npt.NDArray[np.uint64]:
+    """The links of rows [start, stop); raises `PoolDamaged` if one fails its check."""
+    links = segment.link_array[start:stop]
+    good = order.are_checked(links)
+    if not good.all():
+        raise segment.damaged("a link fails its check", "link", start + int(np.flatnonzero(~good)[0]))
+    return links
+
+
+def newest_of(segment: Segment, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The newest row in each hash's bucket, -1 for none; raises `PoolDamaged`."""
+    buckets = (hashes & np.uint64(segment.bucket_mask)).astype(np.int64)
+    heads = segment.heads_array[buckets]
+    good = order.are_checked(heads)
+    if not good.all():
+        raise segment.damaged("a bucket head fails its check", "heads", int(buckets[np.flatnonzero(~good)[0]]))
+    return rows_in(heads)
+
+
+def matches(segment: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArray[np.int64], limit: int) -> Matches:
+    """Walk the chains from `firsts` (rows, -1 for none) to each hash's first row below `limit`; raises `PoolDamaged`."""
+    links = segment.link_array
+    found_index: list[npt.NDArray[np.int64]] = []
+    found_rows: list[npt.NDArray[np.int64]] = []
+    unsure: list[int] = []
+    index = np.flatnonzero(firsts >= 0)
+    rows = firsts[index]
+    while index.size:
+        if int(rows.max()) >= limit:
+            published = rows < limit
+            unsure += index[~published].tolist()
+            index, rows = index[published], rows[published]
+            continue
+        words = links[rows]
+        before = rows_in(words)
+        good = order.are_checked(words) & (before < rows)
+        if not good.all():
+            raise segment.damaged("a link fails its check", "link", int(rows[np.flatnonzero(~good)[0]]))
+        hit = hashes_in(words) == hashes[index]
+        found_index.append(index[hit])
+        found_rows.append(rows[hit])
+        going_on = ~hit & (before >= 0)
+        index, rows = index[going_on], before[going_on]
+    nothing = np.empty(0, np.int64)
+    return Matches(np.concatenate([nothing, *found_index]), np.concatenate([nothing, *found_rows]), unsure)
+
+
+def same_ids(
+    one: Segment, one_rows: npt.NDArray[np.int64], other: Segment, other_rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Whether the ids of the rows are equal, pair by pair, (m,) bool."""
+    equal = pc.equal(_ids(one, one_rows), _ids(other, other_rows))
+    result: npt.NDArray[np.bool_] = equal.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _ids(segment: Segment, rows: npt.NDArray[np.int64]) -> pa.BinaryArray:
+    count = int(rows.max()) + 1
+    offsets = segment.string_offsets("id", count)
+    heap = segment.array("id_heap", np.uint8)
+    column = pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(heap)])
+    return column.take(pa.array(rows))
