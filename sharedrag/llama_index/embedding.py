@@ -28,9 +28,7 @@ class SharedEmbedding(BaseEmbedding):
     def model_post_init(self, context: Any, /) -> None:
         """The model's name is the embedder's, and a name given or restored must agree with it."""
         if self.model_name not in ("unknown", self.embedder.name):
-            raise ValueError(
-                f"The embedder's model is {self.embedder.name!r}, not {self.model_name!r}: pass that embedder"
-            )
+            raise ValueError(f"The embedder's model is {self.embedder.name!r}, not {self.model_name!r}: pass that embedder")
         self.model_name = self.embedder.name
 
     @classmethod
