@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sharedrag import layout, locks, manifest, order, superblock
 from sharedrag import region as regions
-from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged
+from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged, PoolReplaced
 from sharedrag.manifest import Entry, Manifest
 from sharedrag.region import Region
 from sharedrag.segment import Segment
@@ -51,6 +51,7 @@ class Arena:
         self._root_indexes = [manifest.root_index(self.geometry, index) for index in range(self.geometry.nodes)]
         self._segments: dict[int, Segment] = {}
         self.closed = False
+        self.replaced = False
         self._child_session: Session | None = None
         try:
             self.current = Snapshot((), (), self.session.pin_newest())
@@ -74,14 +75,25 @@ class Arena:
         for node, index in enumerate(self._root_indexes):
             if words[index] != seen[node]:
                 with self.guard:
-                    if self.closed:
-                        raise self.closed_error()
-                    self.region.check_not_replaced()
+                    self._check_usable()
                     self.current = self._load()
                     return self.current
+        if self.closed or self.replaced:
+            self._check_usable()
+        return current
+
+    def _check_usable(self) -> None:
         if self.closed:
             raise self.closed_error()
-        return current
+        self.region.check_not_replaced()
+
+    def look_at_path(self) -> None:
+        """Notice, now and then, that the pool's file was deleted or replaced: every later call raises `PoolReplaced`."""
+        try:
+            self.region.check_not_replaced()
+        except PoolReplaced:
+            self.replaced = True
+            raise
 
     def _load(self) -> Snapshot:
         """Load all manifests under the current, older pin, and pin what was loaded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sharedrag import faults, info, order
 from sharedrag.arena import Arena
 from sharedrag.errors import CollectionMismatch, CollectionNotFound
-from sharedrag.manifest import CollectionEntry, Entry, Manifest, State
+from sharedrag.manifest import CollectionEntry, Entry, Manifest, State, differs
 from sharedrag.roll import declare
 
 METRICS = ("cosine", "ip", "l2")
@@ -38,11 +38,6 @@ def find(arena: Arena, name: str) -> CollectionEntry | None:
         if found is not None:
             return found
     return None
-
-
-def differs(one: CollectionEntry, other: CollectionEntry) -> bool:
-    """True if the two cannot be the same collection."""
-    return (one.dimension, one.metric, one.dtype) != (other.dimension, other.metric, other.dtype)
 
 
 def check_same(found: CollectionEntry, wanted: CollectionEntry, path: str) -> None:

@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-from sharedrag.errors import PoolClosed, SharedRagError
+from sharedrag.errors import PoolClosed, PoolReplaced, SharedRagError
 
 if TYPE_CHECKING:
     from sharedrag.pool import Pool
@@ -40,7 +40,7 @@ class Keeper:
                 return
             try:
                 self._tick(pool)
-            except PoolClosed:
+            except (PoolClosed, PoolReplaced):
                 return
             except (SharedRagError, OSError) as error:
                 self._next_round = time.monotonic() + _BACKOFF_S
@@ -53,6 +53,7 @@ class Keeper:
             del pool
 
     def _tick(self, pool: Pool) -> None:
+        pool.arena.look_at_path()
         pool.move_pins_on()
         if not self._maintain or time.monotonic() < self._next_round:
             return

@@ -140,6 +140,11 @@ class Manifest:
         return self.successor(entries=tuple(entry for entry in (*kept, *added) if entry is not None), **changes)
 
 
+def differs(one: CollectionEntry, other: CollectionEntry) -> bool:
+    """True if the two cannot be the same collection."""
+    return (one.dimension, one.metric, one.dtype) != (other.dimension, other.metric, other.dtype)
+
+
 def with_rows_retired(collection: CollectionEntry, rows: int) -> CollectionEntry:
     """The catalog entry after `rows` of the collection's rows left for good."""
     return replace(collection, rows_retired=collection.rows_retired + rows)

@@ -23,7 +23,7 @@ from sharedrag.info import MaintenanceReport, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
 from sharedrag.live import LiveRows
 from sharedrag.maintenance import Maintainer
-from sharedrag.manifest import CollectionEntry
+from sharedrag.manifest import CollectionEntry, differs
 from sharedrag.writer import Writer
 
 _UNITS = {
@@ -134,7 +134,7 @@ class Pool:
             wanted = catalog.definition(name, dimension, metric, dtype, embedding_model)
             found = catalog.find_or_declare(self.arena, wanted)
             known = self._collections.get(name)
-            if known is None or catalog.differs(known.definition, found):
+            if known is None or differs(known.definition, found):
                 known = self._collections[name] = Collection(self, found)
             return known
 

@@ -97,6 +97,7 @@ class Region:
         self.words = self.bytes.cast("Q")
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         self.address = int(self.array.ctypes.data)
+        self._on_disk = file_system_of(os.path.dirname(path) or ".") not in ("tmpfs", "ramfs", "hugetlbfs")
         stat = os.fstat(fd)
         self.identity = (stat.st_dev, stat.st_ino)
 
@@ -179,9 +180,10 @@ class Region:
         """Bytes of memory (or disk) behind the whole file now."""
         return os.fstat(self._fd).st_blocks * 512
 
-    def sync(self, offset: int, length: int) -> None:
-        """Bring whole pages to a disk-backed file before what depends on them is published; no cost on tmpfs."""
-        self._map.flush(offset // layout.PAGE * layout.PAGE, length + offset % layout.PAGE)
+    def sync(self) -> None:
+        """Bring everything to disk, before what replaces it is given back; nothing to do on tmpfs."""
+        if self._on_disk:
+            os.fdatasync(self._fd)
 
     def check_not_replaced(self) -> None:
         """Raise `PoolReplaced` if the path no longer leads to this file."""
