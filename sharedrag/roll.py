@@ -115,7 +115,9 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
             )
         changed: dict[int, Entry | None] = {}
         entry = current.by_uid.get(previous.uid) if previous else None
-        if previous is not None and entry is not None and entry.state == State.OPEN:
+        if entry is not None and entry.state != State.OPEN:
+            entry = None  # dropped with its collection: its memory may be gone
+        if previous is not None and entry is not None:
             closed = sealed(entry, previous)
             changed[entry.uid] = (
                 closed if closed.rows else closed._replace(state=State.RETIRED, retired_at=current.generation + 1)

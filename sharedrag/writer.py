@@ -11,11 +11,12 @@ from sharedrag.errors import CollectionDropped, PoolFull
 from sharedrag.lane import Appender, Lane
 from sharedrag.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, clock_of
 from sharedrag.maintenance import Maintainer
-from sharedrag.manifest import CollectionEntry, Kind, State
+from sharedrag.manifest import CollectionEntry, Kind, Manifest, State, differs
 from sharedrag.roll import declare, roll
 
 _FULL_WAIT_S = 3.0  # how long a put waits for maintenance, here or elsewhere, to make room
 _FULL_POLL_S = 0.02
+_ROLLS_MAX = 10  # a roll may be in vain when others drop and make the collection meanwhile
 
 
 class Writer:
@@ -27,19 +28,21 @@ class Writer:
         self._maintainer = maintainer
         self.lock = threading.Lock()
         self.lane: Lane | None = None
-        self._snapshot: Snapshot | None = None
+        self._adopted: tuple[Manifest, ...] = ()  # not the snapshot: an idle writer must not pin what it last saw
         self._appenders: dict[str, Appender] = {}
+        self._declared: dict[str, CollectionEntry] = {}  # the callers' definitions that fit what the pool has
 
     def write(self, definition: CollectionEntry, batch: Batch) -> None:
         """Append a batch to a collection and publish it. Raises `PoolFull`, `PoolBusy`, `CollectionDropped`, ..."""
         name = definition.name
         with self.lock:
             snapshot = self._arena.refresh()
-            if snapshot is not self._snapshot:
+            if snapshot.manifests is not self._adopted:
                 self._adopt(snapshot)
             appender = self._appenders.get(name)
-            if appender is not None and appender.append(batch):
+            if appender is not None and self._declared[name] is definition and appender.append(batch):
                 return
+            del snapshot  # what we wait for below may be the memory that it pins
             if self.lane is None:
                 self.lane = Lane(self._arena)
             self._append_somewhere(name, batch, definition)
@@ -47,40 +50,49 @@ class Writer:
     def _append_somewhere(self, name: str, batch: Batch, definition: CollectionEntry) -> None:
         """The rare path: take over a segment of our lane, or roll to a new one, until the batch is in."""
         assert self.lane is not None
-        self._declare(name, definition)
-        appender = self._appenders.get(name) or self._take_over(name)
-        if appender is not None and appender.append(batch):
-            return
         deadline = time.monotonic() + _FULL_WAIT_S
-        while True:
+        rolled = 0
+        while not self._append_pinned(name, batch, definition):
+            assert rolled < _ROLLS_MAX, "a segment made for a batch has no room for it"
+            previous = self._appenders.get(name)
             try:
-                segment = roll(self._arena, self.lane, name, batch, appender.segment if appender else None)
-                break
+                roll(self._arena, self.lane, name, batch, previous.segment if previous else None)
+                rolled += 1
             except PoolFull:
                 if not self._room_was_made(deadline):
                     raise
-                self._adopt(self._arena.refresh())
-                appender = self._appenders.get(name)
-        appender = self._appenders[name] = Appender(self.lane, segment)
-        self._adopt(self._arena.refresh())
-        if not appender.append(batch):
-            raise AssertionError("a segment made for a batch has no room for it")
+
+    def _append_pinned(self, name: str, batch: Batch, definition: CollectionEntry) -> bool:
+        """Append to our lane's open segment if there is one with room, under a pin of a manifest that shows it open.
+
+        Without that pin the collection might be dropped, and the memory be somebody else's, before the batch is in.
+        """
+        self._declare(name, definition)
+        snapshot = self._arena.refresh()
+        if name not in self._appenders:
+            self._take_over(name, snapshot)
+        if snapshot.manifests is not self._adopted:
+            self._adopt(snapshot)
+        appender = self._appenders.get(name)
+        return appender is not None and appender.append(batch)
 
     def _declare(self, name: str, definition: CollectionEntry) -> None:
         """Enter the collection in our node's catalog, if only another node has it so far."""
         manifests = self._arena.refresh().manifests
-        if manifests[self._arena.node].collection(name) is not None:
-            return
-        if not any(one.collection(name) for one in manifests):
-            hint = "Declare it again with pool.collection(...)"
-            raise CollectionDropped(f"collection {name!r} was dropped", operation="put", path=self._arena.path, hint=hint)
-        declare(self._arena, definition)
-        self._arena.refresh()
+        found = next((entry for one in manifests if (entry := one.collection(name))), None)
+        if found is None or differs(found, definition):
+            made_anew = " and made anew with another definition" if found else ""
+            hint = "Get it again with pool.collection(...)"
+            what = f"collection {name!r} was dropped{made_anew}"
+            raise CollectionDropped(what, operation="put", path=self._arena.path, hint=hint)
+        self._declared[name] = definition
+        if manifests[self._arena.node].collection(name) is None:
+            declare(self._arena, found)
 
-    def _take_over(self, name: str) -> Appender | None:
-        """An open segment that the lane's last holder left."""
+    def _take_over(self, name: str, snapshot: Snapshot) -> None:
+        """Go on in the open segment that we just made, or that the lane's last holder left."""
         assert self.lane is not None
-        own = self._arena.refresh().manifests[self._arena.node]
+        own = snapshot.manifests[self._arena.node]
         definition = own.collection(name)
         for entry in own.entries:
             if (
@@ -90,10 +102,8 @@ class Writer:
                 and entry.lane == self.lane.global_number
                 and entry.collection == definition.number
             ):
-                appender = self._appenders[name] = Appender(self.lane, self._arena.segment(self._arena.node, entry))
-                self._adopt(self._arena.current)
-                return appender
-        return None
+                self._appenders[name] = Appender(self.lane, self._arena.segment(self._arena.node, entry))
+                self._adopted = ()  # it knows nothing of the others yet
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Check our open segments against the newest manifests; learn the others' to order our keys after theirs."""
@@ -105,7 +115,7 @@ class Writer:
                 self._learn_others(appender, name, snapshot)
             else:
                 del self._appenders[name]
-        self._snapshot = snapshot
+        self._adopted = snapshot.manifests
 
     def _learn_others(self, appender: Appender, name: str, snapshot: Snapshot) -> None:
         """The newest keys of a collection: of sealed segments from the manifests, of open ones from their rows."""
@@ -128,10 +138,10 @@ class Writer:
         while True:
             before = self._arena.refresh().roots[node]
             report = self._maintainer.run()
-            snapshot = self._arena.refresh()
-            if report.bytes_freed or report.segments_freed or (not report.elected and snapshot.roots[node] != before):
+            moved = self._arena.refresh().roots[node] != before
+            if report.bytes_freed or report.segments_freed or (moved and not report.elected):
                 return True
-            states = {entry.state for entry in snapshot.manifests[node].entries}
+            states = {entry.state for entry in self._arena.current.manifests[node].entries}
             waiting = not states.isdisjoint((State.RETIRED, State.PUNCHING))
             hopeless = report.elected and not waiting and not report.segments_merged
             if hopeless or time.monotonic() >= deadline:
@@ -150,5 +160,5 @@ class Writer:
         """The lane is the parent's; ours is claimed at our first write."""
         self.lock = threading.Lock()
         self.lane = None
-        self._snapshot = None
+        self._adopted = ()
         self._appenders = {}
