@@ -7,7 +7,7 @@
 | metadata | the node's own metadata, so that filters see it, and three keys of ours: |
 | ... `ref_doc_id` | the id of the source document; left out where there is none |
 | ... `_node_type` | the class name |
-| ... `_node` | the other fields, defaults left out; under `metadata`, what the node itself had under our keys |
+| ... `_node` | the other fields, defaults left out; also its `metadata`, should that have one of our keys |
 
 So text and metadata are stored once, where core's helper stores them twice, and a node is built by its own class from
 fields that are already decoded. A type that core does not know is built by core's helper, as it would be anywhere else.
@@ -52,17 +52,11 @@ def node_to_record(node: BaseNode) -> tuple[str | None, dict[str, Any]]:
     dropped = _ELSEWHERE | {"text"} if text_field or isinstance(node, Document) else _ELSEWHERE
     fields = node.model_dump(exclude=dropped, exclude_defaults=True)
     fields.pop("class_name", None)
-    text = (
-        node.text
-        if isinstance(node, TextNode)
-        else _take_text(fields)
-        if known
-        else node.get_content(MetadataMode.NONE)
-    )
+    text = node.text if isinstance(node, TextNode) else _take_text(fields) if known else node.get_content(MetadataMode.NONE)
     metadata = dict(node.metadata)
-    clashes = {key: metadata.pop(key) for key in _OURS if key in metadata}
-    if clashes:
-        fields["metadata"] = clashes
+    if not metadata.keys().isdisjoint(_OURS):
+        fields["metadata"] = dict(metadata)  # whole, since a node's hash depends on the order of its keys
+        metadata = {key: value for key, value in metadata.items() if key not in _OURS}
     if node.ref_doc_id is not None:
         metadata[REF_DOC_ID] = node.ref_doc_id
     metadata[NODE_TYPE] = node.class_name()
@@ -85,8 +79,7 @@ def record_to_node(
         return TextNode(id_=node_id, text=text or "", metadata=own, embedding=embedding)
     class_name = own.pop(NODE_TYPE, "")
     own.pop(REF_DOC_ID, None)
-    own.update(fields.get("metadata", {}))
-    fields = {**fields, "id_": node_id, "metadata": own, "embedding": embedding}
+    fields = {"metadata": own, **fields, "id_": node_id, "embedding": embedding}
     known = _KNOWN.get(class_name)
     if known is None:
         content = {"_node_content": json.dumps(fields), "_node_type": class_name}
