@@ -97,6 +97,14 @@ class Worker:
     def ask(self, *question: Any) -> Any:
         """The answer; raises what was raised there."""
         self._connection.send(question)
+        return self.answer()
+
+    def begin(self, task: Callable[..., Any], *args: Any) -> None:
+        """Have a function executed over there; `answer` waits for what it returns."""
+        self._connection.send((task, args))
+
+    def answer(self) -> Any:
+        """What the worker was last asked; raises what was raised there."""
         ok, answer = self._connection.recv()
         if not ok:
             raise answer
@@ -114,7 +122,11 @@ class Worker:
 
 
 def work(connection: multiprocessing.connection.Connection) -> None:
-    """The worker's loop: until the pipe is closed, execute what comes and send back how it went."""
+    """The worker's loop: until the pipe is closed, execute what comes and send back how it went.
+
+    A request is (what, with what): a function and its arguments; a store's class, pool and collection, and a call; or
+    None and the path of a pool to be closed.
+    """
     pools: dict[str, Pool] = {}
     stores: dict[tuple[str, ...], Any] = {}
     while True:
@@ -128,6 +140,9 @@ def work(connection: multiprocessing.connection.Connection) -> None:
                 if request in pools:
                     pools.pop(request).close()
                 connection.send((True, None))
+                continue
+            if callable(what):
+                connection.send((True, what(*request)))
                 continue
             name, path, collection = what
             if path not in pools:
