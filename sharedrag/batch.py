@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from sharedrag.errors import InvalidRecord
-from sharedrag.segment import DELETE_FLAGS, FLAGS, HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
+from sharedrag.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
 
 ID_BYTES_MAX = 64 * 1024
 _NORM_TOLERANCE = 1e-6  # |v|^2 this near to 1 is a unit vector up to float32 rounding
@@ -246,10 +246,10 @@ def encode(
         stored, norm_bits, present = _stored_vectors(vectors, count, dimension, metric, dtype)
         has_vector = HAS_VECTOR if present is None else [HAS_VECTOR if one else 0 for one in present]
     if isinstance(has_text, int) and isinstance(has_metadata, int) and isinstance(has_vector, int):
-        flags = [FLAGS[PUT | has_text | has_metadata | has_vector]] * count
+        flags = [PUT | has_text | has_metadata | has_vector] * count
     else:
         columns = [[one] * count if isinstance(one, int) else one for one in (has_text, has_metadata, has_vector)]
-        flags = [FLAGS[PUT | sum(low)] for low in zip(*columns, strict=True)]
+        flags = [PUT | sum(low) for low in zip(*columns, strict=True)]
     created_us = None
     if isinstance(created, datetime):
         created_us = [microseconds(created)] * count
@@ -264,7 +264,7 @@ def with_deletes(ids: Sequence[str], puts: Batch | None) -> Batch:
     hashes = [hash31(one) for one in encoded]
     count = len(encoded)
     nothing = [_EMPTY] * count
-    deletes = Batch(encoded, hashes, nothing, nothing, [DELETE_FLAGS] * count, None, None, None)
+    deletes = Batch(encoded, hashes, nothing, nothing, [0] * count, None, None, None)
     if puts is None:
         return deletes
     vectors, norm_bits, created_us = puts.vectors, puts.norm_bits, puts.created_us

@@ -27,7 +27,7 @@ from sharedrag.arena import Arena
 from sharedrag.batch import Batch
 from sharedrag.errors import PoolBusy
 from sharedrag.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, KEY_LANE_BITS
-from sharedrag.segment import HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
+from sharedrag.segment import FLAGS_PRIME, HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
 from sharedrag.session import write_label
 
 _VALUE_MASK, _VALUE_BITS, _PRIME = order.VALUE_MASK, order.VALUE_BITS, order.CHECK_PRIME
@@ -246,7 +246,8 @@ class Appender:
             checksums[row] = xxh3(encoded + text + metadata, seed ^ vector_sum if flag & HAS_VECTOR else seed)
             key_column[row] = key
             created_column[row] = created
-            flag_column[row] = flag
+            # and `segment.flags_word`
+            flag_column[row] = flag | ((key + (flag << 8)) % FLAGS_PRIME + 1) << 4
             bucket = hashed & mask
             value = hashed << ROW_BITS | heads[bucket] & ROW_MASK
             link[row] = value | (value % _PRIME + 1) << _VALUE_BITS

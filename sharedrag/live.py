@@ -19,15 +19,12 @@ from sharedrag import deletions, order, probe
 from sharedrag.arena import Arena, Snapshot
 from sharedrag.errors import CollectionDropped, PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
-from sharedrag.manifest import CollectionEntry, Entry, Kind, State
-from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
+from sharedrag.manifest import CollectionEntry, Entry, Kind, State, differs
+from sharedrag.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, are_flags_words, hashes_in, rows_in
 from sharedrag.session import Pin
 
 _CUT_ATTEMPTS = 16
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
-
-_VALID = np.zeros(256, np.bool_)
-_VALID[list(FLAGS_VALID)] = True
 
 
 class Part(NamedTuple):
@@ -281,17 +278,15 @@ class LiveRows:
         segment = state.segment
         if stop - start < _VECTORISED_FROM:
             for row in range(start, stop):
-                flags = segment.flags[row]
-                if flags not in FLAGS_VALID:
-                    raise segment.damaged("flags fail their check", "flags", row, 1)
+                flags = segment.flags_at(row)
                 if row and segment.key[row] <= segment.key[row - 1]:
                     raise segment.damaged("order keys do not increase", "key", row)
                 self._count_in(state, row, row + 1, int(not flags & PUT), int(not flags & HAS_VECTOR))
             return
         flags_array = segment.flags_array[start:stop]
-        if not _VALID[flags_array].all():
-            row = start + int(np.flatnonzero(~_VALID[flags_array])[0])
-            raise segment.damaged("flags fail their check", "flags", row, 1)
+        right = are_flags_words(flags_array, segment.key_array[start:stop])
+        if not right.all():
+            raise segment.damaged("flags and key fail their check", "flags", start + int(np.flatnonzero(~right)[0]), 2)
         keys = segment.key_array[max(0, start - 1) : stop]
         if not (keys[1:] > keys[:-1]).all():
             raise segment.damaged("order keys do not increase", "key", start)

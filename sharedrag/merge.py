@@ -60,7 +60,7 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
     place[by_key] = np.arange(len(keys))
     count = len(keys)
     columns: list[tuple[str, npt.DTypeLike]] = [
-        ("flags", np.uint8),
+        ("flags", np.uint16),
         ("key", np.uint64),
         ("created", np.int64),
         ("checksum", np.uint64),

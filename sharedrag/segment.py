@@ -16,7 +16,7 @@ Header page (offset, size, field; writer: the holder of the lane, before the man
 
 Columns, each 64-byte aligned, from byte 4,096 on (n = rows it has room for):
 
-    flags      u1[n]   low nibble: 1 put, 2 has vector, 4 has text, 8 has metadata; high nibble: its complement
+    flags      u2[n]   1 put, 2 has vector, 4 has text, 8 has metadata; upper 12 bits: check of flags and key
     key        u8[n]   order key, strictly increasing
     created    i8[n]   the record's own time, us since 1970
     checksum   u8[n]   xxh3-64 of id + text + metadata, seeded with the vector's xxh3-64 ^ key ^ created ^ flags ^ norm
@@ -50,9 +50,8 @@ HEADER_SIZE = layout.PAGE
 assert _HEADER.size == 56
 
 PUT, HAS_VECTOR, HAS_TEXT, HAS_METADATA = 1, 2, 4, 8
-FLAGS = tuple(low | (~low & 15) << 4 for low in range(16))  # self-checking byte for each combination
-FLAGS_VALID = frozenset(FLAGS)
-DELETE_FLAGS = FLAGS[0]
+FLAGS_MASK = 15
+FLAGS_PRIME = 4093  # with flags weighed by 256, any change of one byte of a flags word or of its key is noticed
 
 ROW_BITS = 24
 ROW_MASK = (1 << ROW_BITS) - 1
@@ -80,7 +79,7 @@ class Shape(NamedTuple):
         """Name -> (offset from the segment's start, size), both in bytes, in file order."""
         width = 4 if self.dtype == 1 else 2
         sizes = {
-            "flags": self.rows,
+            "flags": 2 * self.rows,
             "key": 8 * self.rows,
             "created": 8 * self.rows,
             "checksum": 8 * self.rows,
@@ -129,6 +128,21 @@ def rows_in(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     return (words & ROW_MASK).astype(np.int64) - 1
 
 
+def flags_word(flags: int, key: int) -> int:
+    """The stored form of a row's flags: what decides whether a row counts, and before which other, checks itself.
+
+    No word is 0, so rows that nobody wrote fail.
+    """
+    return flags | ((key + (flags << 8)) % FLAGS_PRIME + 1) << 4
+
+
+def are_flags_words(words: npt.NDArray[np.uint16], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each of these is a `flags_word` of its row's key."""
+    flags = (words & FLAGS_MASK).astype(np.uint64)
+    right: npt.NDArray[np.bool_] = (keys + (flags << 8)) % FLAGS_PRIME + 1 == words >> 4
+    return right
+
+
 def row_checksum(payload: bytes, vector: memoryview | bytes, key: int, created_us: int, flags: int, norm_bits: int) -> int:
     """The checksum of one row; `payload` is id + text + metadata joined, `norm_bits` the float32's bits.
 
@@ -169,7 +183,7 @@ class Segment:
         self.epoch_index = (offset + _EPOCH_OFFSET) >> 3
         self.columns = self.shape.columns()
         view = self._view
-        self.flags = view("flags", "B")
+        self.flags = view("flags", "H")
         self.key = view("key", "Q")
         self.created = view("created", "q")
         self.checksum = view("checksum", "Q")
@@ -229,7 +243,7 @@ class Segment:
         region.words[segment.watermark_index] = order.checked(0)
         return segment
 
-    def _view(self, column: str, code: Literal["B", "I", "Q", "i", "q"]) -> memoryview:
+    def _view(self, column: str, code: Literal["B", "H", "I", "Q", "i", "q"]) -> memoryview:
         at, size = self.columns[column]
         start = self.offset + at
         return self.region.bytes[start : start + size].cast(code)
@@ -256,9 +270,9 @@ class Segment:
         return self.array("key", np.uint64)  # type: ignore[return-value]
 
     @property
-    def flags_array(self) -> npt.NDArray[np.uint8]:
-        """Flags, (rows,) uint8."""
-        return self.array("flags", np.uint8)  # type: ignore[return-value]
+    def flags_array(self) -> npt.NDArray[np.uint16]:
+        """Flags words, (rows,) uint16: flags in the lowest four bits, their check above."""
+        return self.array("flags", np.uint16)  # type: ignore[return-value]
 
     def _vectors(self) -> npt.NDArray[np.floating]:
         """Vectors as they are stored, (rows, dimension) float32 or float16; (0, 0) in a collection without."""
@@ -301,6 +315,14 @@ class Segment:
         if not 0 <= start <= stop <= len(heap):
             raise self.damaged("impossible string offsets", column, row, 4)
         return bytes(heap[start:stop])
+
+    def flags_at(self, row: int) -> int:
+        """The flags of a row; raises `PoolDamaged` if they or its key fail their check."""
+        word = self.flags[row]
+        flags: int = word & FLAGS_MASK
+        if word != flags_word(flags, self.key[row]):
+            raise self.damaged("flags and key fail their check", "flags", row, 2)
+        return flags
 
     def string_offsets(self, column: str, rows: int) -> npt.NDArray[np.int32]:
         """The first rows + 1 offsets of "id", "text" or "metadata", checked: they rise from 0 and stay in the heap.
@@ -356,9 +378,7 @@ class Segment:
 
     def read(self, row: int) -> RawRow:
         """A published row, its checksum verified; raises `PoolDamaged`."""
-        flags = self.flags[row]
-        if flags not in FLAGS_VALID:
-            raise self.damaged("flags fail their check", "flags", row, 1)
+        flags = self.flags_at(row)
         encoded_id = self._string(self.id_offsets, self.id_heap, row, "id_offsets")
         text = self._string(self.text_offsets, self.text_heap, row, "text_offsets")
         metadata = self._string(self.metadata_offsets, self.metadata_heap, row, "metadata_offsets")

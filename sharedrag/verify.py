@@ -13,7 +13,7 @@ from sharedrag.errors import PoolDamaged
 from sharedrag.info import Problem, VerifyReport
 from sharedrag.layout import EXTENT_SIZE
 from sharedrag.manifest import Entry, Kind
-from sharedrag.segment import FLAGS_VALID, HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
+from sharedrag.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
 
 _PROBLEMS_MAX = 1000
 _PROGRESS_ROWS = 10_000
@@ -77,8 +77,6 @@ def _verify_segment(segment: Segment, rows: int, report: VerifyReport, progress:
     _verify_links(segment, rows, report)
     for row in range(rows):
         try:
-            if segment.flags[row] not in FLAGS_VALID:
-                raise segment.damaged("flags fail their check", "flags", row, 1)
             raw = segment.read(row)
             hashed = hash31(raw.id)
             if (segment.link[row] & order.VALUE_MASK) >> ROW_BITS != hashed or segment.lookup(
