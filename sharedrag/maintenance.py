@@ -86,8 +86,11 @@ class Maintainer:
             self._finish_what_was_begun(report)
             self._close_abandoned_segments(report)
             tombstones_below = self._tombstone_limit()
-            for name in [entry.name for entry in self._newest().collections]:
+            names = [entry.name for entry in self._newest().collections]
+            for name in names:
                 self._tend(name, tombstones_below, report)
+            for name in names:
+                self._live_of(name).move_on()  # our own views must not be what keeps the sources
             self._reclaim(report)
             report.seconds = time.perf_counter() - started
         return report
@@ -109,11 +112,10 @@ class Maintainer:
         self._punch(report)
         with arena.node_locked("maintain") as current:
             assert current is not None
-            for gap in extents.gaps(current, geometry):
-                start = geometry.extent_offset(current.node, gap.first)
-                for offset, length in arena.region.reserved_in(start, gap.extents * EXTENT_SIZE):
-                    arena.region.punch(offset, length)
-                    report.bytes_freed += length
+            before = arena.region.allocated()
+            for gap in extents.gaps(current, geometry):  # each: SEEK_DATA does not see memory that was only reserved
+                arena.region.punch(geometry.extent_offset(current.node, gap.first), gap.extents * EXTENT_SIZE)
+            report.bytes_freed += max(0, before - arena.region.allocated())
 
     def _close_abandoned_segments(self, report: MaintenanceReport) -> None:
         """Seal open segments of lanes that nobody holds, where they are empty or many; clear their intents."""
@@ -139,8 +141,9 @@ class Maintainer:
         arena = self._arena
         if not entries:
             return
-        with arena.node_locked("maintain") as current:
-            assert current is not None
+        with arena.node_locked("maintain", wait=False) as current:  # another round will do, and a fork waits for us
+            if current is None:
+                return
             changed: dict[int, Entry | None] = {}
             for entry in entries:
                 now = current.by_uid.get(entry.uid)
@@ -429,6 +432,7 @@ class Maintainer:
             if not free:
                 return
             arena.publish(current.with_entries(dict(free)))
+        arena.region.sync()  # on a disk: what replaced these segments, and the manifests that say so, before they go
         faults.passing("reclaim.punching")
         self._punch(report)
 

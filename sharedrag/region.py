@@ -158,24 +158,6 @@ class Region:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), self.path)
 
-    def reserved_in(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The (offset, length) pieces of [offset, offset + length) that have memory behind them."""
-        pieces: list[tuple[int, int]] = []
-        at, end = offset, offset + length
-        while at < end:
-            try:
-                start = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    break
-                raise
-            if start >= end:
-                break
-            stop = min(end, os.lseek(self._fd, start, os.SEEK_HOLE))
-            pieces.append((start, stop - start))
-            at = stop
-        return pieces
-
     def allocated(self) -> int:
         """Bytes of memory (or disk) behind the whole file now."""
         return os.fstat(self._fd).st_blocks * 512
