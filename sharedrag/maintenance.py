@@ -226,7 +226,8 @@ class Maintainer:
         shape = merge.shape_of(sources)
         if shape is None:
             return False
-        built = self._build(name, group[0], shape)
+        frees = kept < sum(part.rows for part in group)
+        built = self._build(name, group[0], shape, emergency=frees)
         if built is None:
             return False
         entry, target = built
@@ -265,14 +266,18 @@ class Maintainer:
             keep[found.unsure] = True
         return rows[keep]
 
-    def _build(self, name: str, model: Part, shape: Shape) -> tuple[Entry, Segment] | None:
-        """Reserve and announce the segment to build; None when there is no room for it now."""
+    def _build(self, name: str, model: Part, shape: Shape, *, emergency: bool) -> tuple[Entry, Segment] | None:
+        """Reserve and announce the segment to build; None when there is no room for it now.
+
+        Only an `emergency`, a merge that frees space, may take what is kept back; one that does not leaves that twice over.
+        """
         arena = self._arena
         wanted = -(-shape.size // EXTENT_SIZE)
         with arena.node_locked("maintain") as current:
             assert current is not None
             definition = current.collection(name)
-            if definition is None:
+            spare = extents.free_extents(current, arena.geometry) - 2 * arena.geometry.extents_kept_back
+            if definition is None or (wanted > spare and not emergency):
                 return None
             try:
                 run = extents.take(arena.region, current, arena.geometry, wanted, wanted, emergency=True, operation="merge")
