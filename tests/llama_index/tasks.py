@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -33,7 +34,7 @@ def meet(pool: Pool, who: str, others: int) -> None:
     meeting = pool.collection("meeting")
     meeting.put([who])
     while len(meeting) < others:
-        pass
+        time.sleep(0)
 
 
 def add_chunks(path: str, who: str, count: int) -> None:
