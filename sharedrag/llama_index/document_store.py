@@ -218,9 +218,7 @@ class SharedDocumentStore(OnPool, BaseDocumentStore):
             for node_id in info.node_ids:
                 metadata[node_id]["ref_doc_id"] = ref
         return {
-            DEFAULT_NAMESPACE + DEFAULT_COLLECTION_DATA_SUFFIX: {
-                key: doc_to_json(one) for key, one in self.docs.items()
-            },
+            DEFAULT_NAMESPACE + DEFAULT_COLLECTION_DATA_SUFFIX: {key: doc_to_json(one) for key, one in self.docs.items()},
             DEFAULT_NAMESPACE + DEFAULT_METADATA_COLLECTION_SUFFIX: metadata,
             DEFAULT_NAMESPACE + DEFAULT_REF_DOC_COLLECTION_SUFFIX: {ref: one.to_dict() for ref, one in refs.items()},
         }

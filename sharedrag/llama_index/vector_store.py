@@ -209,9 +209,7 @@ class SharedVectorStore(FromParams, BasePydanticVectorStore):
         """`clear` in a thread."""
         await asyncio.to_thread(self.clear)
 
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
+    async def aget_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """`get_nodes` in a thread."""
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
@@ -248,9 +246,7 @@ def _diverse(
     k = query.similarity_top_k
     candidates = kwargs.get("mmr_prefetch_k") or max(_MMR_CANDIDATES_MIN, _MMR_CANDIDATES_FACTOR * k)
     hits = {hit.id: hit for hit in records.search(vector, max(k, candidates), condition, ids=ids)}
-    vectors = {
-        one.id: _unit(one.vector) for one in records.get(list(hits)) if one is not None and one.vector is not None
-    }
+    vectors = {one.id: _unit(one.vector) for one in records.get(list(hits)) if one is not None and one.vector is not None}
     scores, chosen = get_top_k_mmr_embeddings(
         _unit(vector),  # type: ignore[arg-type]
         list(vectors.values()),  # type: ignore[arg-type]
