@@ -14,7 +14,7 @@ from sharedrag.segment import Segment, hashes_in, rows_in
 
 
 class Matches(NamedTuple):
-    """For the hashes `at` these indexes the newest of the first `limit` rows with that hash; `unsure` wants a single `lookup`.
+    """For the hashes `at` these indexes the newest row below the limit with that hash; `unsure` wants a single `lookup`.
 
     `at` and `rows` are (m,) int64. A chain that led through unpublished rows may have been repaired meanwhile: unsure.
     """
