@@ -6,7 +6,7 @@ import gc
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from sharedrag import Pool
@@ -63,13 +63,13 @@ def read(pipe: Pipe, path: str, expected: int) -> None:
         pipe.send((asked, expected - len(set(ids)), len(ids) - len(set(ids)), len(collection)))
 
 
-def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int) -> float:
-    """Records a second of one process for each path, from the first start to the last end."""
+def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int, beside: Sequence[Child] = ()) -> float:
+    """Records a second of one process for each path, from the first start to the last end; those `beside` start with them."""
     with ExitStack() as stack:
         children = [stack.enter_context(Child(target, path, count, batch, seed)) for seed, path in enumerate(paths)]
         for child in children:
             child.receive()
-        for child in children:
+        for child in (*beside, *children):
             child.send("go")
         spans = [child.receive() for child in children]
     took_s: float = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e9
@@ -110,8 +110,7 @@ def fleet(workshop: Workshop) -> list[Figure]:
         path = workshop.fresh("fleet")
         with Child(read, path, expected) as reader:
             reader.receive()
-            reader.send("go")
-            rounds.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1))
+            rounds.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1, beside=[reader]))
             reader.send("stop")
             searches, missing, twice, length = reader.receive()
         workshop.remove(path)
