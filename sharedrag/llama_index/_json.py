@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -64,7 +64,7 @@ def jsonable(value: dict[str, Any]) -> dict[str, Any]:
 def _has_non_finite(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(_has_non_finite, value.values()))
     if isinstance(value, (list, tuple)):
         return _any_non_finite(value)

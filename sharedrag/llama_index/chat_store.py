@@ -7,6 +7,7 @@ On one pool and collection both show the same conversations.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.bridge.pydantic import ConfigDict
@@ -73,6 +74,9 @@ class SharedChatStore(FromParams, BaseChatStore):
     def get_keys(self) -> list[str]:
         """The keys of all conversations, in the order of their first messages."""
         return self._log.keys()
+
+    def persist(self, persist_path: str = "", fs: Any = None) -> None:
+        """Accepted, as `SimpleChatStore` has it, and nothing to do: what was added is in the pool."""
 
     async def async_add_message(self, key: str, message: ChatMessage, idx: int | None = None) -> None:
         """`add_message` in a thread; the interface's other asynchronous forms are inherited, and do the same."""

@@ -175,7 +175,7 @@ class SharedDocumentStore(OnPool, BaseDocumentStore):
 
     def get_ref_doc_info(self, ref_doc_id: str) -> RefDocInfo | None:
         """The ids of the source document's nodes and its metadata, or None if it has no node."""
-        infos = self._infos(And(_INFOS, Where("ref", "==", ref_doc_id)))
+        infos = self._infos(Where("ref", "==", ref_doc_id))
         return _ref_doc_info(infos) if infos else None
 
     def get_all_ref_doc_info(self) -> dict[str, RefDocInfo]:
@@ -206,7 +206,7 @@ class SharedDocumentStore(OnPool, BaseDocumentStore):
         return sorted(self._records().find(condition), key=lambda record: record.metadata["first"])
 
     def _node_ids(self, ref_doc_id: str) -> list[str]:
-        return [record.id[2:] for record in self._infos(And(_INFOS, Where("ref", "==", ref_doc_id)))]
+        return [record.id[2:] for record in self._infos(Where("ref", "==", ref_doc_id))]
 
     # ------------------------------------------------------------------ export
 

@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import llama_index.core
 import pytest
 
 # A process that counts tokens would download an encoding, or hang where it cannot: core brings its own.
-os.environ["TIKTOKEN_CACHE_DIR"] = str(
-    Path(pytest.importorskip("llama_index.core").__file__).parent / "_static" / "tiktoken_cache"
-)
+os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(llama_index.core.__file__).parent / "_static" / "tiktoken_cache")
 
 from sharedrag import Pool
 from tests.llama_index.staging import CORE, Alternating, Local, Worker, fresh_core_store

@@ -61,11 +61,11 @@ def add_unless_known(path: str, who: str, count: int) -> list[int]:
     return won
 
 
-def replace_document(path: str, who: str, rounds: int, size: int) -> None:
+def replace_document(path: str, who: str, rounds: int, size: int, others: int = 2) -> None:
     """Delete and add a source document with all its nodes, again and again."""
     with Pool.open(path) as pool:
         store = SharedDocumentStore(pool, COLLECTION)
-        meet(pool, who, 2)
+        meet(pool, who, others)
         for _ in range(rounds):
             store.add_documents([Document(id_="doc", text="doc"), *(chunk(f"c{number}") for number in range(size))])
             store.delete_ref_doc("doc")

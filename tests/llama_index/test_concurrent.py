@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,6 +130,42 @@ def test_appends_survive_while_another_process_takes_messages(together: Run, poo
     together((tasks.append_messages, 100, "sync"), (tasks.take_messages, "archive_oldest_messages"))
     everything = [one.content for one in asyncio.run(store.get_messages("team", status=None))]
     assert len(everything) == len(set(everything)) == 160
+
+
+def test_threads_share_a_store(pool: Pool) -> None:
+    """Eight threads on one handle: documents and messages of all are there."""
+    documents, chats = SharedDocumentStore(pool, tasks.COLLECTION), SharedChatStore(pool, tasks.COLLECTION)
+
+    def work(thread: int) -> None:
+        for number in range(20):
+            documents.add_documents([tasks.chunk(f"{thread} {number}")])
+            chats.add_message("team", ChatMessage(role="user", content=f"{thread} {number}"))
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(work, range(8)))
+    expected = {f"{thread} {number}" for thread in range(8) for number in range(20)}
+    assert set(documents.get_all_ref_doc_info()["doc"].node_ids) == expected
+    assert {one.content for one in chats.get_messages("team")} == expected
+
+
+def test_a_killed_writer_leaves_whole_documents_and_no_lock(pool: Pool) -> None:
+    """Whenever it is killed, its document is there with all its nodes or not at all, and others write on at once."""
+    store = SharedDocumentStore(pool, tasks.COLLECTION)
+    for delay_s in (0.0, 0.01, 0.02, 0.03, 0.05):
+        started = multiprocessing.get_context("fork").Process(
+            target=tasks.replace_document, args=(pool.path, f"victim {delay_s}", 100_000, 20, 1)
+        )
+        started.start()
+        while f"victim {delay_s}" not in pool.collection("meeting"):
+            time.sleep(0.001)
+        time.sleep(delay_s)
+        started.kill()
+        started.join()
+        info = store.get_ref_doc_info("doc")
+        assert info is None or len(info.node_ids) == 20
+        store.add_documents([Document(id_="after", text="aloha")])
+        store.delete_ref_doc("doc", raise_error=False)
+        assert set(store.docs) == {"after"}
 
 
 def test_vectors_are_found_whoever_added_them(together: Run, pool: Pool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,15 @@ def test_other_kinds_of_indexes_are_stored_too(pool: Pool) -> None:
     built.delete_ref_doc("food", delete_from_docstore=True)
     again = load_index_from_storage(context(pool), index_id="summary")
     assert {one.get_content() for one in again.as_retriever().retrieve("x")} == {FERRY, BEACH}
+
+
+def test_nothing_needs_to_be_persisted(pool: Pool, tmp_path: Path) -> None:
+    """Core's `persist` is accepted; the stores write no file, and all is in the pool before and after."""
+    index = VectorStoreIndex.from_documents(documents(), storage_context=context(pool), embed_model=WordEmbedding())
+    index.storage_context.persist(tmp_path)
+    SharedChatStore(pool, "main").persist(str(tmp_path / "chat_store.json"))
+    assert {one.name for one in tmp_path.iterdir()} == {"graph_store.json", "image__vector_store.json"}
+    assert ask_index(pool.path, None, "ferry")[0] == FERRY
 
 
 # ---------------------------------------------------------------------- pipelines

@@ -61,6 +61,11 @@ def test_from_params_says_how_the_pool_is_made(cls: type[Any], pool_path: str) -
         assert info.capacity <= 48 << 20
         write(store)
         assert pickle.loads(pickle.dumps(store)).pool.node == 1
+        if hasattr(store, "model_dump_json"):
+            dumped = json.loads(store.model_dump_json())
+            assert dumped["pool"] == {"path": pool_path, "node": 1}
+            dumped.pop("class_name", None)
+            assert cls(**dumped).pool is store.pool
     finally:
         store.pool.close()
 
