@@ -69,9 +69,10 @@ class Writer:
         """
         self._declare(name, definition)
         snapshot = self._arena.refresh()
-        if name not in self._appenders:
-            self._take_over(name, snapshot)
         if snapshot.manifests is not self._adopted:
+            self._adopt(snapshot)
+        if name not in self._appenders:  # as after a roll, which sealed the one we had
+            self._take_over(name, snapshot)
             self._adopt(snapshot)
         appender = self._appenders.get(name)
         return appender is not None and appender.append(batch)
@@ -103,7 +104,6 @@ class Writer:
                 and entry.collection == definition.number
             ):
                 self._appenders[name] = Appender(self.lane, self._arena.segment(self._arena.node, entry))
-                self._adopted = ()  # it knows nothing of the others yet
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Check our open segments against the newest manifests; learn the others' to order our keys after theirs."""
