@@ -17,7 +17,7 @@ POINTS = {
     "attach.locked": "the session slot is locked, nothing is stored in it",
     "attach.pinned": "the pin is stored, the root not yet read again",
     "lane.locked": "the lane is locked, its last holder's leavings are not yet repaired",
-    "lane.epoch": "the segment's epoch is raised, its index not yet repaired",
+    "lane.epoch": "the segment's index is repaired, its epoch not yet raised",
     "put.intent": "the intent is stored, no key chosen",
     "put.row_written": "the row's columns are written, its id not yet linked",
     "put.linked": "the row's id is linked, the watermark not stored",

@@ -81,26 +81,30 @@ class Lane:
 def repair(segment: Segment) -> int:
     """Lead every bucket head that points at an unpublished row back to a published one; returns how many there were.
 
-    REQUIRES: the segment's lane. Readers that were walking through such a row see the epoch rise and walk again.
+    REQUIRES: the segment's lane. The epoch rises after the heads and before any such row is written again: a reader that
+    came by an old head read the epoch before it rose, and walks again. It rises always: who was killed in between left
+    no trace in the heads.
     """
     rows = segment.watermark()
     heads = segment.heads_array
     newest = rows_in(heads)
     lost = (newest >= rows).nonzero()[0].tolist()
-    if not lost:
-        return 0
-    words = segment.region.words
-    words[segment.epoch_index] = words[segment.epoch_index] + 1
-    faults.passing("lane.epoch")
     for bucket in lost:
         row = int(newest[bucket])
+        if not order.is_checked(segment.heads[bucket]) or row >= segment.shape.rows:
+            raise segment.damaged("a bucket head fails its check", "heads", bucket)
         while row >= rows:
-            before = (segment.link[row] & ROW_MASK) - 1
-            if before >= row:
-                raise segment.damaged("a link does not lead back", "link", row)
+            word = segment.link[row]
+            before = (word & ROW_MASK) - 1
+            if not order.is_checked(word) or before >= row:
+                raise segment.damaged("a link fails its check", "link", row)
             row = before
         value = 0 if row < 0 else (segment.link[row] & _VALUE_MASK) & ~ROW_MASK | (row + 1)
         segment.heads[bucket] = order.checked(value)
+    if lost:
+        faults.passing("lane.epoch")
+    words = segment.region.words
+    words[segment.epoch_index] = (words[segment.epoch_index] + 1) & _U64
     return len(lost)
 
 
@@ -133,6 +137,7 @@ class Appender:
             segment.heads,
         )
         repair(segment)
+        segment.check_end(segment.watermark())
 
     def _has_room(self, batch: Batch, rows: int) -> bool:
         """True if the batch fits behind the `rows` published."""

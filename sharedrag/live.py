@@ -286,6 +286,7 @@ class LiveRows:
         flags_array = segment.flags_array[start:stop]
         right = are_flags_words(flags_array, segment.key_array[start:stop])
         if not right.all():
+                segment.check_id(row)
             raise segment.damaged("flags and key fail their check", "flags", start + int(np.flatnonzero(~right)[0]), 2)
         keys = segment.key_array[max(0, start - 1) : stop]
         if not (keys[1:] > keys[:-1]).all():
@@ -359,6 +360,7 @@ class LiveRows:
             self._settle(state, row, other, found_row)
 
     def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
+            state.segment.check_id(row)
         if found < 0:
             return
         if other.segment.key[found] < state.segment.key[row]:

@@ -12,10 +12,11 @@ A word that decides what is visible carries its own check, so that damage is fou
 
     63      55 54                                                    0
     +---------+------------------------------------------------------+
-    | check 9 | value, 55 bits                                       |   check = value % 509 + 1
+    | check 9 | value, 55 bits                                       |   check = value % 491 + 1
     +---------+------------------------------------------------------+
 
-509 is a prime above 255, so any change of one byte changes the check; and no valid word is 0.
+491 is a prime above 255 for which no change of one byte, not even of the one that value and check share, leaves both
+in agreement; and no valid word is 0.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from sharedrag.errors import UnsupportedPlatform
 
 VALUE_BITS = 55
 VALUE_MASK = (1 << VALUE_BITS) - 1
-CHECK_PRIME = 509
+CHECK_PRIME = 491
 
 _SYS_MEMBARRIER = 324  # x86-64
 _MEMBARRIER_CMD_QUERY = 0

@@ -72,8 +72,9 @@ def _with_leftover(shape: Shape, size: int) -> Shape:
 
 
 def sealed(entry: Entry, segment: Segment) -> Entry:
-    """The entry of a segment that is closed for good. REQUIRES: its lane."""
+    """The entry of a segment that is closed for good; raises `PoolDamaged`. REQUIRES: its lane."""
     rows = segment.watermark()
+    segment.check_end(rows)
     shape = segment.shape
     used = shape.size - sum(
         room - held

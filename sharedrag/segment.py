@@ -310,6 +310,19 @@ class Segment:
         """The id of a row; raises `PoolDamaged` on impossible offsets."""
         return self._string(self.id_offsets, self.id_heap, row, "id_offsets")
 
+    def check_id(self, row: int) -> None:
+        """Raise `PoolDamaged` unless the id of a row is the one that its link was made of."""
+        word = self.link[row]
+        if not order.is_checked(word) or (word & order.VALUE_MASK) >> ROW_BITS != hash31(self.id_at(row)):
+            raise self.damaged("the id is not the one that its link tells", "link", row)
+
+    def check_end(self, rows: int) -> None:
+        """Raise `PoolDamaged` unless the strings of the first `rows` rows end where the next writer would begin."""
+        if rows:
+            self.read(rows - 1)
+        elif self.id_offsets[0] or self.text_offsets[0] or self.metadata_offsets[0]:
+            raise self.damaged("impossible string offsets", "id_offsets", 0, 4)
+
     def _string(self, offsets: memoryview, heap: memoryview, row: int, column: str) -> bytes:
         start, stop = offsets[row], offsets[row + 1]
         if not 0 <= start <= stop <= len(heap):
@@ -338,12 +351,18 @@ class Segment:
         """The newest of the first `rows` rows with this id, or -1. Raises `PoolDamaged`.
 
         A chain may pass through rows beyond `rows` that are being written; if the writer undid such rows meanwhile
-        (the epoch rose), the walk starts again.
+        (the epoch rose), what was met there means nothing, and the walk starts again.
         """
+        words, index = self.region.words, self.epoch_index
         while True:
-            epoch = self.region.words[self.epoch_index]
-            found, met_unpublished = self._walk(encoded_id, hashed, rows)
-            if not met_unpublished or self.region.words[self.epoch_index] == epoch:
+            epoch = words[index]
+            try:
+                found, met_unpublished = self._walk(encoded_id, hashed, rows)
+            except PoolDamaged:
+                if words[index] == epoch:
+                    raise
+                continue
+            if not met_unpublished or words[index] == epoch:
                 return found
 
     def _walk(self, encoded_id: bytes, hashed: int, rows: int) -> tuple[int, bool]:
@@ -360,19 +379,19 @@ class Segment:
             word = self.link[row]
             value = word & order.VALUE_MASK
             before = (value & ROW_MASK) - 1
+            if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or before >= row:
+                raise self.damaged("a link fails its check", "link", row)
+            linked = value >> ROW_BITS
+            if (linked & self.bucket_mask) != bucket:
+                raise self.damaged("a link is in the wrong bucket", "link", row)
             if row >= rows:
                 met_unpublished = True
-                if before >= row:
-                    return -1, True
-            else:
-                if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or before >= row:
-                    raise self.damaged("a link fails its check", "link", row)
-                linked = value >> ROW_BITS
-                if linked == hashed:
-                    if self.id_at(row) == encoded_id:
-                        return row, met_unpublished
-                elif (linked & self.bucket_mask) != bucket:
-                    raise self.damaged("a link is in the wrong bucket", "link", row)
+            elif linked == hashed:
+                found = self.id_at(row)
+                if found == encoded_id:
+                    return row, met_unpublished
+                if hash31(found) != linked:
+                    raise self.damaged("the id is not the one that its link tells", "link", row)
             row = before
         return -1, met_unpublished
 

@@ -27,14 +27,14 @@ def verify(arena: Arena, progress: Progress | None = None) -> VerifyReport:
     snapshot = arena.refresh()
     visible = [(one.node, entry) for one in snapshot.manifests for entry in one.entries if entry.visible]
     rows = {entry.uid: _rows(arena, node, entry, report) for node, entry in visible if entry.kind == Kind.SEGMENT}
-    total = sum(rows.values())
+    total = sum(known or 0 for known in rows.values())
     for node, entry in visible:
         try:
             if entry.kind == Kind.DELETIONS:
                 offset = arena.geometry.extent_offset(node, entry.first_extent)
                 deletions.decode(arena.region, offset, entry.extents * EXTENT_SIZE)
-            elif rows[entry.uid]:
-                _verify_segment(arena.segment(node, entry), rows[entry.uid], report, progress, total)
+            elif (known := rows[entry.uid]) is not None:
+                _verify_segment(arena.segment(node, entry), known, report, progress, total)
         except PoolDamaged as error:
             _note(report, error)
         report.segments += entry.kind == Kind.SEGMENT
@@ -48,7 +48,7 @@ def _note(report: VerifyReport, error: PoolDamaged) -> None:
         report.problems.append(Problem(offset=error.offset, what=error.what, advice=error.hint))
 
 
-def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int:
+def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int | None:
     try:
         segment = arena.segment(node, entry)
         rows = segment.watermark()
@@ -61,7 +61,7 @@ def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int:
             )
     except PoolDamaged as error:
         _note(report, error)
-        return 0
+        return None
     return rows
 
 
