@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sharedrag import deletions, order, probe
 from sharedrag.arena import Arena, Snapshot
-from sharedrag.errors import CollectionDropped, PoolDamaged
+from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
 from sharedrag.manifest import CollectionEntry, Entry, Kind, State, differs
 from sharedrag.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, are_flags_words, hashes_in, rows_in
@@ -88,9 +88,8 @@ class LiveRows:
 
     def acquire(self) -> View:
         """The newest view; every `acquire` wants its `release`. Raises `PoolDamaged`, `CollectionDropped`."""
-        snapshot = self._arena.refresh()
         with self.lock:
-            self._catch_up(snapshot)
+            self._catch_up(self._arena.refresh())
             self._readers += 1
             assert self._view is not None
             return self._view
@@ -102,9 +101,8 @@ class LiveRows:
 
     def counts(self) -> tuple[int, int]:
         """(live rows, version) of the newest view."""
-        snapshot = self._arena.refresh()
         with self.lock:
-            self._catch_up(snapshot)
+            self._catch_up(self._arena.refresh())
             assert self._view is not None
             return self._view.live, self._view.version
 
@@ -115,7 +113,7 @@ class LiveRows:
         with self.lock:
             try:
                 self._catch_up(self._arena.refresh())
-            except CollectionDropped:
+            except (CollectionDropped, PoolClosed):
                 self._forget()
 
     def after_fork_in_child(self) -> None:
@@ -194,6 +192,13 @@ class LiveRows:
                 operation="read",
                 path=self._arena.path,
                 hint="Call `pool.collection(...)` again to make it anew",
+            )
+        if self.definition is not None and differs(self.definition, definition):
+            raise CollectionDropped(
+                f"collection {self._name!r} was dropped and made anew with another definition",
+                operation="read",
+                path=self._arena.path,
+                hint="Call `pool.collection(...)` again",
             )
         self.definition = definition
         try:
@@ -281,12 +286,12 @@ class LiveRows:
                 flags = segment.flags_at(row)
                 if row and segment.key[row] <= segment.key[row - 1]:
                     raise segment.damaged("order keys do not increase", "key", row)
+                segment.check_id(row)
                 self._count_in(state, row, row + 1, int(not flags & PUT), int(not flags & HAS_VECTOR))
             return
         flags_array = segment.flags_array[start:stop]
         right = are_flags_words(flags_array, segment.key_array[start:stop])
         if not right.all():
-                segment.check_id(row)
             raise segment.damaged("flags and key fail their check", "flags", start + int(np.flatnonzero(~right)[0]), 2)
         keys = segment.key_array[max(0, start - 1) : stop]
         if not (keys[1:] > keys[:-1]).all():
@@ -355,12 +360,12 @@ class LiveRows:
             self._settle_all(state, rows[same], other, found.rows[same])
         for index in unsure:
             row = start + index
+            state.segment.check_id(row)
             limit = row if other is state else other.rows
             found_row = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
             self._settle(state, row, other, found_row)
 
     def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
-            state.segment.check_id(row)
         if found < 0:
             return
         if other.segment.key[found] < state.segment.key[row]:
