@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +43,6 @@ class Arena:
         self.lock_timeout_s = lock_timeout_s
         self.geometry = superblock.read(self.path)
         self._check_geometry()
-        self.region = Region.open(self.path, self.geometry.file_size)
-        locks.check_locks_work(self.path, layout.NAMED_LOCKS_OFFSET - 2 - 2 * (os.getpid() % 100_000))
-        self.session = Session(self.region, self.geometry, node, self.label)
         self.guard = threading.RLock()
         self._node_guards = [threading.Lock() for _ in range(self.geometry.nodes)]
         self._root_indexes = [manifest.root_index(self.geometry, index) for index in range(self.geometry.nodes)]
@@ -53,6 +50,14 @@ class Arena:
         self.closed = False
         self.replaced = False
         self._child_session: Session | None = None
+        self.region = Region.open(self.path, self.geometry.file_size)
+        try:
+            self._check_same_file()
+            locks.check_locks_work(self.path, layout.NAMED_LOCKS_OFFSET - 2 - 2 * (os.getpid() % 100_000))
+            self.session = Session(self.region, self.geometry, node, self.label)
+        except BaseException:
+            self.region.close()
+            raise
         try:
             self.current = Snapshot((), (), self.session.pin_newest())
             self.current = self._load()
@@ -60,6 +65,12 @@ class Arena:
             self.session.close()
             self.region.close()
             raise
+
+    def _check_same_file(self) -> None:
+        """The geometry was read from the path, the region mapped from it: somebody may have replaced the file between."""
+        head = superblock.encode(self.geometry)
+        if self.region.bytes[: len(head)] != head:
+            raise PoolReplaced("the file was replaced meanwhile", operation="open", path=self.path, hint="Open it again")
 
     def _check_geometry(self) -> None:
         if not 0 <= self.node < self.geometry.nodes:
@@ -161,6 +172,8 @@ class Arena:
                 return
             raise PoolBusy("another thread of this process holds the node lock", operation=operation, path=self.path)
         try:
+            if self.closed:
+                raise self.closed_error()
             own = self.session.locks
             if wait:
                 own.lock(
@@ -208,7 +221,10 @@ class Arena:
 
     def close(self) -> None:
         """Release everything; views that callers still hold stay valid, and pinned, until they are gone."""
-        with self.guard:
+        with ExitStack() as others:
+            for node_guard in self._node_guards:  # who is changing a manifest in another thread does so to the end
+                others.enter_context(node_guard)
+            others.enter_context(self.guard)
             if self.closed:
                 return
             self.closed = True
@@ -227,7 +243,7 @@ class Arena:
         try:
             self._child_session = Session(self.region, self.geometry, self.node, self.label)
             self._child_session.adopt(oldest)
-        except (OSError, PoolBusy):
+        except (OSError, PoolBusy, PoolReplaced):
             self._child_session = None  # the child's handle is closed then, and says so when used
 
     def after_fork_in_parent(self) -> None:
@@ -245,6 +261,9 @@ class Arena:
         self.session.move_to_child(self._child_session)
         if self._child_session is None:
             self.closed = True
+        else:
+            self.current = self.current._replace(pin=self.session.pin(self.current.manifests))
+            self.session.settle()
         self._child_session = None
 
 

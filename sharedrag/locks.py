@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from sharedrag.errors import PoolBusy, UnsupportedFileSystem
+from sharedrag.errors import PoolBusy, PoolReplaced, UnsupportedFileSystem
 
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37  # the fcntl module names them only from Python 3.12 on some builds
 _FLOCK = struct.Struct("hhqqi4x")  # native alignment: 4 bytes of padding after the two shorts
@@ -28,14 +28,16 @@ class LockFile:
     The descriptor is separate from the mapping's: a mapping keeps its open file, and so its locks, alive.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, identity: tuple[int, int] | None = None) -> None:
+        """Open the file anew; raises `PoolReplaced` if the path leads to another file than `identity` (device, inode)."""
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-    def identity(self) -> tuple[int, int]:
-        """(device, inode) of the file that is open."""
         stat = os.fstat(self._fd)
-        return stat.st_dev, stat.st_ino
+        if identity not in (None, (stat.st_dev, stat.st_ino)):
+            self.close()
+            raise PoolReplaced(
+                "the file at this path was replaced meanwhile", operation="lock", path=path, hint="Open the pool again"
+            )
 
     def try_lock(self, offset: int) -> bool:
         """Take the byte at `offset` exclusively; False at once if another open file holds it."""

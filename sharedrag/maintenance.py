@@ -34,6 +34,7 @@ from sharedrag.segment import PUT, Segment, Shape, hashes_in
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
+_STOP_WAIT_S = 10.0
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
 
 LiveOf = Callable[[str], LiveRows]
@@ -47,6 +48,10 @@ class Maintainer:
         self._arena = arena
         self._live_of = live_of
         self._guard = threading.Lock()
+
+    def stop(self) -> None:
+        """Wait for a round that another thread is in; there is none after that."""
+        self._guard.acquire(timeout=_STOP_WAIT_S)
 
     def after_fork_in_child(self) -> None:
         """A round that runs in the parent is not ours."""
@@ -125,7 +130,7 @@ class Maintainer:
             if entry.state == State.OPEN and entry.kind == Kind.SEGMENT:
                 abandoned.setdefault(entry.lane % layout.LANES_PER_NODE, []).append(entry)
         with arena.guard:  # no fork meanwhile: a child would inherit, and keep, the lock of `other`
-            other = LockFile(arena.path)  # not the session's: that one's own lane would seem free
+            other = LockFile(arena.path, arena.region.identity)  # not the session's: that one's own lane would seem free
             try:
                 for lane in range(layout.LANES_PER_NODE):
                     offset = arena.geometry.lane_offset(arena.node, lane)

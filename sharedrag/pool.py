@@ -73,7 +73,7 @@ class Pool:
         with suppress(PoolBusy):
             self.arena.note_boot()
         self._keeper = Keeper(self, maintenance)
-        self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self.arena)
+        self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self._maintainer, self.arena)
         _open_pools.add(self)
 
     @classmethod
@@ -253,6 +253,8 @@ class Pool:
         """Detach; what was written stays. Arrow tables that callers still hold stay valid until they are gone."""
         self._finalizer()
         with self._guard:
+            for live in self._lives():
+                live.move_on()  # to nothing: a Collection that outlives us pins nothing
             self._collections.clear()
             self._unnamed_live.clear()
 
@@ -274,8 +276,8 @@ class Pool:
 
     def before_fork(self) -> None:
         """Hold everything still, so that the child inherits nothing half-done."""
+        self._writer.lock.acquire()  # first: a put that has to make room asks for a collection's live rows
         self._guard.acquire()
-        self._writer.lock.acquire()
         for live in self._lives():
             live.lock.acquire()
         self.arena.before_fork()
@@ -285,8 +287,8 @@ class Pool:
         self.arena.after_fork_in_parent()
         for live in self._lives():
             live.lock.release()
-        self._writer.lock.release()
         self._guard.release()
+        self._writer.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Own session, own locks, no lane; the parent's are left alone."""
@@ -302,16 +304,17 @@ class Pool:
         if not self.closed:
             self._keeper = Keeper(self, self._maintenance)
             self._finalizer.detach()
-            self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self.arena)
+            self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self._maintainer, self.arena)
 
     def _lives(self) -> list[LiveRows]:
         return [*(one.live for one in self._collections.values()), *self._unnamed_live.values()]
 
 
-def _shut(keeper: Keeper, writer: Writer, arena: Arena) -> None:
+def _shut(keeper: Keeper, writer: Writer, maintainer: Maintainer, arena: Arena) -> None:
     keeper.stop()
     if not arena.closed:
         writer.release()
+        maintainer.stop()
         arena.close()
 
 

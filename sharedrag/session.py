@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from sharedrag import faults, layout, manifest, order
@@ -45,27 +44,34 @@ class Session:
         self._region = region
         self._geometry = geometry
         self.node = node
-        self.locks = LockFile(region.path)
+        self.locks = LockFile(region.path, region.identity)
         self._guard = threading.RLock()
-        self._pinned: Counter[Generations] = Counter()
+        self._pinned: dict[int, Generations] = {}  # by the pin's id
+        self._handed_out: set[int] = set()
         self._closing = False
         self._dead = False
-        self.slot = self._claim()
-        self.offset = geometry.session_offset(node, self.slot)
-        faults.passing("attach.locked")
-        words = region.words
+        try:
+            self.slot = self._claim()
+            self.offset = geometry.session_offset(node, self.slot)
+            faults.passing("attach.locked")
+            self._sign(label)
+        except BaseException:
+            self.locks.close()
+            raise
+
+    def _sign(self, label: str) -> None:
+        words = self._region.words
         at = self.offset >> 3
         for index in range(layout.NODES_MAX):
             words[at + (layout.SESSION_PINS >> 3) + index] = 0
         words[at + (layout.SESSION_SINCE >> 3)] = time.time_ns() // 1000
         words[at + (layout.SESSION_PID >> 3)] = os.getpid()
-        write_label(region, self.offset + layout.SESSION_LABEL, layout.SESSION_LABEL_SIZE, label)
+        write_label(self._region, self.offset + layout.SESSION_LABEL, layout.SESSION_LABEL_SIZE, label)
 
     def _claim(self) -> int:
         for slot in range(layout.SESSIONS_PER_NODE):
             if self.locks.try_lock(self._geometry.session_offset(self.node, slot)):
                 return slot
-        self.locks.close()
         raise PoolBusy(
             f"all {layout.SESSIONS_PER_NODE} sessions of node {self.node} are taken",
             operation="open",
@@ -108,22 +114,30 @@ class Session:
         with self._guard:
             if not self._pinned:
                 return None
-            return tuple(min(column) for column in zip(*list(self._pinned), strict=True))
+            return tuple(min(column) for column in zip(*list(self._pinned.values()), strict=True))
 
-    def _acquire(self, generations: Generations) -> None:
+    def _acquire(self, pin: Pin) -> None:
         with self._guard:
-            self._pinned[generations] += 1
+            self._pinned[id(pin)] = pin.generations
 
-    def _release(self, generations: Generations) -> None:
+    def _hand_out(self, pin: Pin) -> None:
         with self._guard:
-            self._pinned[generations] -= 1
-            if self._pinned[generations] <= 0:
-                del self._pinned[generations]
-                oldest = self.oldest()
-                if oldest is not None:
-                    self._store(oldest)
-                elif self._closing:
-                    self._give_back()
+            self._handed_out.add(id(pin))
+
+    def _release(self, pin: Pin) -> None:
+        with self._guard:
+            self._handed_out.discard(id(pin))
+            if self._pinned.pop(id(pin), None) is None:
+                return  # a view of a thread that a fork left behind
+            self.settle()
+
+    def settle(self) -> None:
+        """Store what the pins that are alive come to; with none left on a closed handle, give the slot back."""
+        oldest = self.oldest()
+        if oldest is not None:
+            self._store(oldest)
+        elif self._closing:
+            self._give_back()
 
     def _store(self, generations: Generations) -> None:
         if self._dead:
@@ -155,10 +169,12 @@ class Session:
     def move_to_child(self, claimed: Session | None) -> None:
         """In a forked child: leave the parent's slot alone and take the one that was claimed for us before the fork.
 
-        The pins that were inherited stay counted, now in our own slot. With None the session is dead: it stores nothing.
+        With None the session is dead: it stores nothing. Of the pins that were inherited, only those count on that were
+        handed out with views; threads that were reading are not here, and would never let go of theirs.
         """
         self._guard = threading.RLock()
         self.locks.close()
+        self._pinned = {key: pinned for key, pinned in self._pinned.items() if key in self._handed_out}
         if claimed is None:
             self._dead = True
             return
@@ -175,10 +191,15 @@ class Pin:
         self._session = session
         self.generations = generations
         self.region = session._region  # keeps the mapping as well
-        session._acquire(generations)
+        session._acquire(self)
+
+    def hand_out(self) -> Pin:
+        """The pin itself, from now on the base of a view that callers hold."""
+        self._session._hand_out(self)
+        return self
 
     def __del__(self) -> None:
-        self._session._release(self.generations)
+        self._session._release(self)
 
 
 def oldest_pins(region: Region, geometry: Geometry, locks: LockFile, own: Session) -> tuple[int | None, ...]:

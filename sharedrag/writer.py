@@ -28,6 +28,7 @@ class Writer:
         self._maintainer = maintainer
         self.lock = threading.Lock()
         self.lane: Lane | None = None
+        self._closed = False
         self._adopted: tuple[Manifest, ...] = ()  # not the snapshot: an idle writer must not pin what it last saw
         self._appenders: dict[str, Appender] = {}
         self._declared: dict[str, CollectionEntry] = {}  # the callers' definitions that fit what the pool has
@@ -43,6 +44,8 @@ class Writer:
             if appender is not None and self._declared[name] is definition and appender.append(batch):
                 return
             del snapshot  # what we wait for below may be the memory that it pins
+            if self._closed:
+                raise self._arena.closed_error()
             if self.lane is None:
                 self.lane = Lane(self._arena)
             self._append_somewhere(name, batch, definition)
@@ -149,8 +152,9 @@ class Writer:
             time.sleep(_FULL_POLL_S)
 
     def release(self) -> None:
-        """Give the lane back (closing)."""
+        """Give the lane back for good (closing)."""
         with self.lock:
+            self._closed = True
             self._appenders.clear()
             if self.lane is not None:
                 self.lane.release()
