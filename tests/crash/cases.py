@@ -46,11 +46,13 @@ class Case:
     def follow(self, stops: bool = False) -> str:
         """Listen to the worker until it ends, is interrupted or stops."""
         assert self.worker is not None
+        stopped = False
         while True:
-            if stops and not self.worker.conn.poll(0.002):
-                if not self.worker.conn.poll(0) and self.worker.is_stopped():
+            if stops and not self.worker.conn.poll(0 if stopped else 0.002):
+                if stopped:
                     return "stopped"
-                continue
+                stopped = self.worker.is_stopped()
+                continue  # what it said before it stopped may have come meanwhile
             message = self.worker.receive()
             if message is None:
                 return "ended"
