@@ -64,7 +64,7 @@ def read(pipe: Pipe, path: str, expected: int) -> None:
 
 
 def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int, beside: Sequence[Child] = ()) -> float:
-    """Records a second of one process for each path, from the first start to the last end; those `beside` start with them."""
+    """Records a second of one process for each path, first start to last end; those `beside` start with them."""
     with ExitStack() as stack:
         children = [stack.enter_context(Child(target, path, count, batch, seed)) for seed, path in enumerate(paths)]
         for child in children:
