@@ -118,13 +118,18 @@ def _items(given: Any, name: str, count: int) -> Sequence[Any]:
 
 
 def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.float32]:
-    """Vectors as a C-contiguous (n, dimension) float32 array; raises `InvalidRecord` for another shape or kind."""
+    """Vectors as a C-contiguous (n, dimension) float32 array; one vector may come without its row axis.
+
+    Raises `InvalidRecord` for another shape or kind.
+    """
     try:
         array = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(
             f"vectors are not numbers: {error}", operation=operation, hint=f"Give (n, {dimension}) float32"
         ) from None
+    if array.shape == (dimension,):
+        return array.reshape(1, dimension)
     if array.ndim != 2 or array.shape[1] != dimension:
         raise InvalidRecord(
             f"vectors have shape {array.shape}",
