@@ -10,7 +10,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from langchain_core.vectorstores import VectorStore
 from sharedrag import Collection, Filter, Hit, Pool, Record
 from sharedrag.langchain._pools import as_pool
 
-Where = dict[str, Any] | Filter
+FilterLike: TypeAlias = "dict[str, Any] | Filter"
 
 
 class SharedRagVectorStore(VectorStore):
@@ -144,36 +144,38 @@ class SharedRagVectorStore(VectorStore):
         return [_document(one) for one in found if one is not None]
 
     def similarity_search_with_score_by_vector(
-        self, embedding: Sequence[float], k: int = 4, *, filter: Where | None = None, **kwargs: Any
+        self, embedding: Sequence[float], k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The k best documents for a vector, each with its score, best first."""
         return [(_document(one), one.score) for one in self._hits(embedding, k, filter)]
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, *, filter: Where | None = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[Document]:
         """The k best documents for a vector, best first."""
         return [_document(one) for one in self._hits(embedding, k, filter)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: Where | None = None, **kwargs: Any
+        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The k best documents for a question, each with its score (higher is better), best first."""
         return self.similarity_search_with_score_by_vector(self._embedding().embed_query(query), k, filter=filter)
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: Where | None = None, **kwargs: Any
+        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` with the embedding's own asynchronous form."""
         vector = await self._embedding().aembed_query(query)
         return await run_in_executor(None, self.similarity_search_with_score_by_vector, vector, k, filter=filter)
 
-    def similarity_search(self, query: str, k: int = 4, *, filter: Where | None = None, **kwargs: Any) -> list[Document]:
+    def similarity_search(
+        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
+    ) -> list[Document]:
         """The k best documents for a question, best first."""
         return self.similarity_search_by_vector(self._embedding().embed_query(query), k, filter=filter)
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, *, filter: Where | None = None, **kwargs: Any
+        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[Document]:
         """`similarity_search` with the embedding's own asynchronous form."""
         vector = await self._embedding().aembed_query(query)
@@ -186,7 +188,7 @@ class SharedRagVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Of the `fetch_k` best documents, k that are relevant and unlike each other (`lambda_mult` 1: relevant only)."""
@@ -209,7 +211,7 @@ class SharedRagVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """`max_marginal_relevance_search_by_vector` for a question."""
@@ -223,7 +225,7 @@ class SharedRagVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """`max_marginal_relevance_search` with the embedding's own asynchronous form."""
@@ -238,14 +240,14 @@ class SharedRagVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         *,
-        filter: Where | None = None,
+        filter: FilterLike | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """`max_marginal_relevance_search_by_vector` in a thread."""
         search = self.max_marginal_relevance_search_by_vector
         return await run_in_executor(None, search, embedding, k, fetch_k, lambda_mult, filter=filter)
 
-    def _hits(self, embedding: Sequence[float], k: int, filter: Where | None) -> list[Hit]:
+    def _hits(self, embedding: Sequence[float], k: int, filter: FilterLike | None) -> list[Hit]:
         records = self._records()
         if records is None:
             return []
