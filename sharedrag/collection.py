@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 
 from sharedrag import arrow, batch, search
-from sharedrag.errors import InvalidRecord
+from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, parse
 from sharedrag.live import LiveRows, Part, View
 from sharedrag.manifest import CollectionEntry
@@ -59,7 +59,7 @@ class Collection:
         self.dtype = definition.dtype
         self.embedding_model = definition.embedding_model
         self.definition = definition
-        self.live = LiveRows(pool.arena, definition.name)
+        self.live = LiveRows(pool.arena, definition.name, definition)
         self.masks = Masks()
 
     def __repr__(self) -> str:
@@ -99,13 +99,14 @@ class Collection:
         `PoolClosed`.
         """
         _check_ids(ids)
-        if len(delete):
-            _check_ids(delete)
-            delete = self._existing(delete)
-        if not len(ids) and not len(delete):
-            return
+        _check_ids(delete)
         encoded = batch.encode(ids, vectors, texts, metadata, created, self.dimension, self.metric, self.dtype)
-        self.pool.write(self.definition, batch.with_deletes(delete, encoded) if len(delete) else encoded)
+        if len(delete):
+            delete = self._existing(delete)
+        if len(delete):
+            encoded = batch.with_deletes(delete, encoded)
+        if encoded.ids:
+            self.pool.write(self.definition, encoded)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete records, all in one step; returns how many there were. Raises as `put` does."""
@@ -116,9 +117,10 @@ class Collection:
         return len(found)
 
     def _existing(self, ids: Sequence[str]) -> list[str]:
-        unique = list(dict.fromkeys(ids))
+        encoded_ids = [batch.encode_id(one) for one in ids]
+        unique = dict(zip(ids, encoded_ids, strict=True))
         with self._view() as view:
-            return [one for one in unique if _locate(view, batch.encode_id(one)) is not None]
+            return [one for one, encoded in unique.items() if _locate(view, encoded) is not None]
 
     # ------------------------------------------------------------------ reading
 
@@ -134,8 +136,12 @@ class Collection:
 
     def __contains__(self, id: object) -> bool:
         """True if a record has this id."""
+        try:
+            encoded = batch.encode_id(id)
+        except InvalidRecord:
+            return False
         with self._view() as view:
-            return isinstance(id, str) and bool(id) and _locate(view, batch.encode_id(id)) is not None
+            return _locate(view, encoded) is not None
 
     def __len__(self) -> int:
         """How many records there are."""
@@ -151,6 +157,8 @@ class Collection:
     ) -> list[Record]:
         """The records that match, in the order they were written (or the reverse), at most `limit`."""
         wanted = parse(filter)
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise InvalidFilter(f"limit is {limit!r}", operation="find", hint="Give a whole number from 0 on, or None for all")
         with self._view() as view:
             places: list[tuple[int, int]] = []
             keys: list[npt.NDArray[np.uint64]] = []
@@ -199,7 +207,10 @@ class Collection:
                 operation="search",
                 hint="Declare it with dimension=..., or use get and find",
             )
-        single = np.ndim(vectors) == 1
+        try:
+            single = np.ndim(vectors) == 1
+        except ValueError:  # rows of different lengths
+            single = False
         queries = batch.as_vectors([vectors] if single else vectors, self.dimension, "search")
         if not len(queries) or batch.is_one_unit_vector(queries):
             return queries, single

@@ -98,6 +98,7 @@ class MaintenanceReport(BaseModel):
     segments_sealed: int = 0
     segments_merged: int = 0
     segments_freed: int = 0
+    segments_waiting: int = Field(default=0, description="retired, but still in some process's view")
     builds_undone: int = 0
     deletions_written: int = 0
     bytes_freed: int = 0

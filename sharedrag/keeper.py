@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 TICK_S = 0.2
 _BACKOFF_S = 5.0
+_WAITING_ROUND_S = 1.0  # while something retired waits for somebody's view
+_IDLE_ROUND_S = 30.0  # a process that was killed leaves no mark that anything changed
 _CPU_SHARE = 0.2  # of one core, at most: rounds are spaced so that they take no more than this
 _log = logging.getLogger("sharedrag")
 
@@ -29,6 +31,7 @@ class Keeper:
         self._stop = threading.Event()
         self._seen: object = None
         self._next_round = 0.0
+        self._idle_until = 0.0
         self._last_error = ""
         self._thread = threading.Thread(target=self._run, name="sharedrag-keeper", daemon=True)
         self._thread.start()
@@ -58,10 +61,11 @@ class Keeper:
         if not self._maintain or time.monotonic() < self._next_round:
             return
         seen = pool.change_marker()
-        if seen == self._seen:
+        if seen == self._seen and time.monotonic() < self._idle_until:
             return
         report = pool.maintain()
         if report.elected:
+            self._idle_until = time.monotonic() + (_WAITING_ROUND_S if report.segments_waiting else _IDLE_ROUND_S)
             self._next_round = time.monotonic() + report.seconds * (1 / _CPU_SHARE - 1)
             busy = report.segments_merged or report.segments_freed or report.segments_sealed
             self._seen = None if busy else seen

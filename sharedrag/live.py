@@ -71,17 +71,18 @@ class _State:
 class LiveRows:
     """The live rows of one collection, as this process knows them."""
 
-    def __init__(self, arena: Arena, name: str) -> None:
-        """Start with nothing; the first `acquire` reads the manifests."""
+    def __init__(self, arena: Arena, name: str, expected: CollectionEntry | None = None) -> None:
+        """Start with nothing; the first `acquire` reads the manifests. Another definition than `expected` is refused."""
         self._arena = arena
         self._name = name
+        self._expected = expected
         self.lock = threading.RLock()
         self._snapshot: Snapshot | None = None
         self._states: dict[int, _State] = {}
         self._open: list[_State] = []
         self._cut: list[int] = []
         self._live = 0
-        self._rows_retired = 0
+        self._version_base = 0
         self._readers = 0
         self._view: View | None = None
         self.definition: CollectionEntry | None = None
@@ -113,7 +114,7 @@ class LiveRows:
         with self.lock:
             try:
                 self._catch_up(self._arena.refresh())
-            except (CollectionDropped, PoolClosed):
+            except (CollectionDropped, PoolClosed, PoolDamaged):  # who reads next will be told
                 self._forget()
 
     def after_fork_in_child(self) -> None:
@@ -167,18 +168,19 @@ class LiveRows:
                 parts.append(
                     Part(state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed)
                 )
-        return View(tuple(parts), self._live, published + self._rows_retired, pin)
+        return View(tuple(parts), self._live, published + self._version_base, pin)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         listed: dict[int, tuple[int, Entry]] = {}
         blocks: list[tuple[int, Entry]] = []
-        definition, retired = None, 0
+        definition, retired, made = None, 0, 0
         for one in snapshot.manifests:
             found = one.collection(self._name)
             if found is None:
                 continue
             definition = definition or found
             retired += found.rows_retired
+            made = max(made, found.created_us)  # made anew with as many rows, it is another version nonetheless
             for entry in one.entries:
                 if entry.collection == found.number and entry.visible:
                     if entry.kind == Kind.SEGMENT:
@@ -193,7 +195,8 @@ class LiveRows:
                 path=self._arena.path,
                 hint="Call `pool.collection(...)` again to make it anew",
             )
-        if self.definition is not None and differs(self.definition, definition):
+        if self._expected is not None and differs(self._expected, definition):
+            self._forget()
             raise CollectionDropped(
                 f"collection {self._name!r} was dropped and made anew with another definition",
                 operation="read",
@@ -206,7 +209,7 @@ class LiveRows:
         except BaseException:
             self._forget()
             raise
-        self._rows_retired = retired
+        self._version_base = made + retired
         self._snapshot = snapshot
 
     def _replace_states(self, listed: dict[int, tuple[int, Entry]], blocks: list[tuple[int, Entry]]) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sharedrag import deletions, extents, faults, layout, manifest, merge, order, probe, session
 from sharedrag.arena import Arena
-from sharedrag.errors import PoolFull
+from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.layout import EXTENT_SIZE, KEY_EPOCH_US, KEY_LANE_BITS
 from sharedrag.live import LiveRows, Part, View
@@ -92,12 +92,20 @@ class Maintainer:
             self._close_abandoned_segments(report)
             tombstones_below = self._tombstone_limit()
             names = [entry.name for entry in self._newest().collections]
+            damaged = None
             for name in names:
-                self._tend(name, tombstones_below, report)
+                try:
+                    self._tend(name, tombstones_below, report)
+                except CollectionDropped:
+                    continue
+                except PoolDamaged as error:
+                    damaged = error  # the other collections, and reclaim, must not suffer
             for name in names:
                 self._live_of(name).move_on()  # our own views must not be what keeps the sources
             self._reclaim(report)
             report.seconds = time.perf_counter() - started
+            if damaged is not None:
+                raise damaged
         return report
 
     def _newest(self) -> Manifest:

@@ -18,7 +18,7 @@ from sharedrag import catalog, info, layout, superblock, verify
 from sharedrag.arena import Arena, suitable_path
 from sharedrag.batch import Batch
 from sharedrag.collection import Collection
-from sharedrag.errors import PoolBusy, PoolNotFound, SharedRagError
+from sharedrag.errors import CollectionDropped, PoolBusy, PoolNotFound, SharedRagError
 from sharedrag.info import MaintenanceReport, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
 from sharedrag.live import LiveRows
@@ -48,7 +48,10 @@ def parse_size(size: str | int) -> int:
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(size))
     if not found or found[2].lower() not in _UNITS:
         raise ValueError(f"size {size!r}: want a number of bytes or one like '512 MiB', '2 GiB'")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    number = float(found[1]) * _UNITS[found[2].lower()]
+    if number >= 1 << 63:
+        raise ValueError(f"size {size!r:.80}: no file is that large")
+    return int(number)
 
 
 class Pool:
@@ -99,15 +102,19 @@ class Pool:
         Raises `PoolNotFound`, `NotAPool`, `PoolVersionUnsupported`, `PoolTruncated`, `PoolDamaged`, `PoolFull`, `PoolBusy`,
         `UnsupportedFileSystem`, `UnsupportedPlatform`, and ValueError for an impossible capacity or node.
         """
+        if type(node) is not int:
+            raise ValueError(f"node {node!r}: nodes are numbered 0, 1, ...")
         real = suitable_path(path)
         if create:
             size = parse_size(capacity)
-            if not 1 <= nodes <= layout.NODES_MAX:
-                raise ValueError(f"nodes={nodes}: a pool has 1 to {layout.NODES_MAX}")
+            if type(nodes) is not int or not 1 <= nodes <= layout.NODES_MAX:
+                raise ValueError(f"nodes={nodes!r}: a pool has 1 to {layout.NODES_MAX}")
             if size < layout.CAPACITY_MIN * nodes:
                 raise ValueError(f"capacity {capacity!r}: at least {layout.CAPACITY_MIN:,} bytes for each of {nodes} nodes")
             for _ in range(_CREATE_ATTEMPTS):
                 if not os.path.exists(real):
+                    if not 0 <= node < nodes:
+                        raise ValueError(f"node {node}: a pool of nodes={nodes} has nodes 0 to {nodes - 1}")
                     superblock.create(real, size, nodes)
                 with suppress(PoolNotFound):  # somebody deleted it between the two steps: again
                     return cls(real, node, name, maintenance, lock_timeout_s)
@@ -154,9 +161,11 @@ class Pool:
         self._writer.write(definition, batch)
 
     def _live_of(self, name: str) -> LiveRows:
+        found = catalog.find(self.arena, name)
         with self._guard:
-            if name in self._collections:
-                return self._collections[name].live
+            known = self._collections.get(name)
+            if known is not None and (found is None or not differs(known.definition, found)):
+                return known.live
             if name not in self._unnamed_live:
                 self._unnamed_live[name] = LiveRows(self.arena, name)
             return self._unnamed_live[name]
@@ -171,6 +180,10 @@ class Pool:
         after `timeout_s` (default: the handle's lock timeout).
         """
         wait_s = self.arena.lock_timeout_s if timeout_s is None else timeout_s
+        try:
+            encoded = name.encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise ValueError(f"lock name {name!r:.80}: want a str of valid Unicode") from None
         if self.closed:
             raise self.arena.closed_error()
         with self._guard:
@@ -178,7 +191,7 @@ class Pool:
         if not guard.acquire(timeout=wait_s):
             raise PoolBusy(f"{name!r} is held by another thread of this process", operation="exclusive", path=self.path)
         try:
-            offset = layout.NAMED_LOCKS_OFFSET + xxhash.xxh3_64_intdigest(name.encode()) % layout.NAMED_LOCKS
+            offset = layout.NAMED_LOCKS_OFFSET + xxhash.xxh3_64_intdigest(encoded) % layout.NAMED_LOCKS
             locks = self.arena.session.locks
             locks.lock(offset, wait_s, lambda: f"{name!r} is held by another process", "exclusive")
             try:
@@ -207,10 +220,15 @@ class Pool:
             allocated=sum(one.allocated for one in nodes),
             free=sum(one.free for one in nodes),
             nodes=nodes,
-            collections=[info.collection_info(self.arena, name, self._live_of(name)) for name in self.collections()],
+            collections=list(self._collection_infos()),
             lanes=info.lane_infos(self.arena, lane.number if lane else None),
             sessions=info.session_infos(self.arena),
         )
+
+    def _collection_infos(self) -> Iterator[info.CollectionInfo]:
+        for name in self.collections():
+            with suppress(CollectionDropped):  # meanwhile
+                yield info.collection_info(self.arena, name, self._live_of(name))
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """Check every checksum and link of all that is visible; calls `progress(rows done, rows in all)` now and then."""
