@@ -188,7 +188,7 @@ def _be_worker(conn: Connection, target: str, args: tuple[Any, ...], fault: str)
 
 
 if __name__ == "__main__":
-    for warm in ("sharedrag", "numpy", "tests.crash.script"):
+    for warm in ("sharedrag", "numpy", "tests.crash.script", "tests.crash.workers", "tests.crash.remote"):
         importlib.import_module(warm)
     with socket.socket(fileno=int(sys.argv[1])) as end:
         _serve(end)

@@ -1,0 +1,60 @@
+"""What several test modules do with pools and processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sharedrag import Collection, Pool
+from sharedrag.manifest import State
+from tests.crash.remote import Remote
+
+_WAIT_S = 20.0
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait, with patience for a busy machine, until something holds."""
+    deadline = time.monotonic() + _WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {_WAIT_S} s in vain: {what}"
+        time.sleep(0.005)
+
+
+def notes(prefix: str, count: int) -> tuple[list[str], list[str]]:
+    """Ids and texts."""
+    ids = [f"{prefix}{number}" for number in range(count)]
+    return ids, [f"text of {one}" for one in ids]
+
+
+def texts_of(collection: Collection) -> dict[str, str | None]:
+    """Everything in a collection."""
+    return {record.id: record.text for record in collection.find()}
+
+
+def fill_and_decay(pool: Pool, name: str = "notes", rounds: int = 8) -> None:
+    """Several sealed segments, most of whose rows are dead."""
+    collection = pool.collection(name)
+    for number in range(rounds):
+        ids, texts = notes("n", 60)
+        collection.put(ids, texts=[f"{text} {number} " + "x" * 1500 for text in texts])
+
+
+def reclaimed(pool: Pool) -> bool:
+    """Maintain; True when nothing waits for somebody's view any more."""
+    pool.move_pins_on()
+    pool.maintain()
+    entries = [entry for one in pool.arena.refresh().manifests for entry in one.entries]
+    return not any(entry.state in (State.RETIRED, State.PUNCHING, State.BUILDING) for entry in entries)
+
+
+@contextmanager
+def stopped(remote: Remote) -> Iterator[None]:
+    """The process is stopped inside."""
+    remote.worker.signal(signal.SIGSTOP)
+    remote.worker.wait_stopped()
+    try:
+        yield
+    finally:
+        remote.worker.signal(signal.SIGCONT)
