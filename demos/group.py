@@ -34,7 +34,7 @@ from demos.events import (
 )
 from demos.memory import pool_bytes, private_copies, usage
 from demos.messages import Exchange
-from demos.outcome import Kill, Ledger, MemoryBill, Outcome, Tally
+from demos.outcome import KILLED, RESTARTING, Kill, Ledger, MemoryBill, Outcome, Tally
 from demos.questions import Question, scores
 from sharedrag import Pool
 
@@ -97,7 +97,7 @@ class Group:
             self._start(node)
         self._gather(Ready, range(NODES))
         self.outcome.began_ns = monotonic_ns() + int(BEGIN_IN_S * 1e9)
-        self._phase("the year is played; all write, all ask")
+        self._phase("the chat is played again: all write, all ask")
         self._order(Begin(self.outcome.began_ns), range(NODES))
         self._replay()
         self._phase("checking that everything acknowledged is there")
@@ -225,7 +225,7 @@ class Group:
                     self.ledger.enter(VICTIM, event)
         channel.close()
         del self._channels[VICTIM]
-        tally.state = "KILLED"
+        tally.state = KILLED
         tally.finished_at = None
         share = [exchange.id for exchange in self._tasks[VICTIM].share]
         there = self.pool.collection(history.COLLECTION).get(share)
@@ -241,7 +241,7 @@ class Group:
         )
 
     def _restart(self, kill: Kill) -> None:
-        self.outcome.tallies[VICTIM].state = "starting again"
+        self.outcome.tallies[VICTIM].state = RESTARTING
         kill.restarted_at = self._now()
         self._start(VICTIM)
         self._gather(Ready, [VICTIM])

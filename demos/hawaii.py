@@ -46,7 +46,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
-EXAMPLE = "Is there a ferry between the islands?"
+EXAMPLE = "Can I swim at Hanauma Bay on a Monday?"
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -71,7 +71,8 @@ def main(
 ) -> None:
     """Watch four processes share one memory of a travel group; one is killed midway, and nothing is lost."""
     os.environ |= ENVIRONMENT
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds as Ctrl-C does: no process is left behind
+    for number in (signal.SIGTERM, signal.SIGHUP):  # unwind as Ctrl-C does: no process and no pool is left behind
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_WHEN_PIPED
@@ -144,7 +145,9 @@ def _play(console: Console, plan: Plan, title: str, path: Path, keep: bool, pict
 
 def _say_how_to_ask(console: Console, pool_path: str, question: str) -> None:
     beside = Path(sys.executable).with_name("sharedrag")
-    command = "sharedrag" if shutil.which("sharedrag") or not beside.exists() else os.path.relpath(beside)
+    inside = beside.is_relative_to(Path.cwd())
+    known = shutil.which("sharedrag") or not beside.exists()
+    command = "sharedrag" if known else str(beside.relative_to(Path.cwd()) if inside else beside)
     quoted = shlex.quote(" ".join(question.split()))
     place = shlex.quote(pool_path)
     held = size(os.stat(pool_path).st_blocks * 512)

@@ -71,20 +71,25 @@ def private_copies(channel: Connection, pool_path: str, collections: Sequence[st
 
     That is a FAISS flat index, and a dict of texts and metadata (as JSON): less than LlamaIndex's own stores take.
     """
+    # What the libraries load at first use is no part of a copy, so the first, a small one, is made once before.
+    _searched_copy(pool_path, collections[0])
     for name in collections:
-        with Pool.open(pool_path, name="demo: private copy", maintenance=False) as pool:
-            dimension = pool.collection(name).dimension
-        assert dimension is not None
-        queries = np.random.default_rng(1).standard_normal((SEARCHES, dimension), np.float32)
-        faiss.IndexFlatIP(dimension).search(queries[:1], 1)  # what FAISS loads at first use is no part of the copy
         settle()
         before = usage(pool_path).private
-        copy = _copied(pool_path, name, dimension)
-        for query in queries:
-            copy[0].search(query[None, :], 5)
+        copy = _searched_copy(pool_path, name)
         settle()
         channel.send(usage(pool_path).private - before)
         del copy
+
+
+def _searched_copy(pool_path: str, collection: str) -> tuple[Any, Documents, list[str]]:
+    with Pool.open(pool_path, name="demo: private copy", maintenance=False) as pool:
+        dimension = pool.collection(collection).dimension
+    assert dimension is not None
+    copy = _copied(pool_path, collection, dimension)
+    for query in np.random.default_rng(1).standard_normal((SEARCHES, dimension), np.float32):
+        copy[0].search(query[None, :], 5)
+    return copy
 
 
 def _copied(pool_path: str, collection: str, dimension: int) -> tuple[Any, Documents, list[str]]:

@@ -13,6 +13,8 @@ from demos.memory import Usage
 from demos.questions import Score
 
 RATE_WINDOW_S = 2.0
+KILLED, RESTARTING = "KILLED", "starting again"
+DOWN = (KILLED, RESTARTING)
 
 
 @dataclass(slots=True)

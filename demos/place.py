@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sharedrag import Pool
-from sharedrag.errors import SharedRagError
+from sharedrag.errors import PoolDamaged, PoolTruncated, PoolVersionUnsupported, SharedRagError
 
 SHARED_MEMORY = Path("/dev/shm")
 KEPT_NAME = "sharedrag-hawaii.pool"
@@ -48,9 +48,14 @@ def claimed(path: Path, nodes: int, keep: bool) -> Iterator[Pool]:
 
 
 def _check_replaceable(path: Path) -> None:
-    with Pool.open(path, name="demo", maintenance=False) as pool:
-        ours = MARK in pool.collections()
-        others = [one for one in pool.info().sessions if one.pid != os.getpid()]
+    try:
+        with Pool.open(path, name="demo", maintenance=False) as pool:
+            ours = MARK in pool.collections()
+            others = [one for one in pool.info().sessions if one.pid != os.getpid()]
+    except (PoolDamaged, PoolTruncated, PoolVersionUnsupported):
+        if path.name == KEPT_NAME:
+            return  # an earlier demo's, of an older format or cut short: only its name can still say so
+        raise
     if not ours:
         what = "there is a pool already, and no demo made it"
         raise PlaceTaken(what, operation="demo", path=str(path), hint="Give another path with --pool")

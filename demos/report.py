@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demos.outcome import Kill, Outcome, Tally, percentile
+from demos.questions import AGAIN
 from demos.view import milliseconds
 from sharedrag.cli_view import plain, size
 
@@ -143,7 +144,10 @@ def _quality(outcome: Outcome) -> Table:
             f"{score.among_five / score.rows:.3f}" if known and score.rows else "-",
             f"{score.wrong_first / score.rows:.3f}" if score.rows else "-",
         )
-    table.caption = "Plain cosine, no ranking. Look-alikes: another island, the opposite, an answer since corrected."
+    if outcome.scores[0].kind == AGAIN:
+        table.caption = "The chat's own questions word for word: no measure of quality, only of the way there and back."
+    else:
+        table.caption = "Plain cosine, no ranking. Look-alikes: another island, the opposite, an answer since corrected."
     table.caption_justify = "left"
     return table
 
@@ -175,7 +179,8 @@ def _memory(outcome: Outcome) -> Table:
     table.caption = (
         "One pool: memory behind its file, held once. Besides: growth of a node's own memory from before it wrote its "
         "share of the rows until after 100 searches of all. A private copy: FAISS flat index + dict of texts and "
-        f"metadata, measured. The made-up rows are dropped again: {size(outcome.pool_after)} are left."
+        "metadata, measured. A pool takes some MiB before its first row, so for a small chat alone it does not pay. "
+        f"The made-up rows are dropped again: {size(outcome.pool_after)} are left."
     )
     table.caption_justify = "left"
     return table

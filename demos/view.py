@@ -14,14 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from demos.events import monotonic_ns
-from demos.outcome import News, Outcome, percentile
+from demos.outcome import DOWN, News, Outcome, percentile
 from sharedrag.cli_view import plain
 
 REFRESH_EVERY_S = 0.125
 LINE_EVERY_S = 2.0
 FEED_LINE_EVERY_S = 1.0
 FEED_LINES = 9
-QUESTION_WIDTH, ANSWER_WIDTH = 64, 56
+QUESTION_WIDTH_MIN, QUESTION_WIDTH_MAX, ANSWER_WIDTH = 16, 64, 56
+NEWS_WIDTH_BESIDES = 90  # of a line of news, without the question and the answer's text
 NODE_STYLES = ("cyan", "green", "magenta", "yellow")
 RECENT = 200
 
@@ -57,8 +58,9 @@ def shortened(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def news_line(news: News) -> Text:
-    """Who asked what where, and whose answer was found how soon after it was written."""
+def news_line(news: News, width: int) -> Text:
+    """Who asked what where, and whose answer was found how soon after it was written; that much fits in `width`."""
+    question_width = min(QUESTION_WIDTH_MAX, max(QUESTION_WIDTH_MIN, width - NEWS_WIDTH_BESIDES))
     asker = (news.asker or "somebody").upper()
     author = f"{(news.author or 'somebody').upper()}'s answer"
     return Text.assemble(
@@ -67,13 +69,29 @@ def news_line(news: News) -> Text:
         " on ",
         (f"node {news.asked_on}", NODE_STYLES[news.asked_on]),
         " asked ",
-        (f"\u201c{plain(shortened(news.question, QUESTION_WIDTH)).plain}\u201d", "italic"),
+        (f"\u201c{plain(shortened(news.question, question_width)).plain}\u201d", "italic"),
         " -> found ",
         (plain(author).plain, "bold"),
         ", written by ",
         (f"node {news.written_by}", NODE_STYLES[news.written_by]),
-        (f", {milliseconds(news.after_ms)} after it was written", "bold"),
+        (f" {milliseconds(news.after_ms)} before", "bold"),
         (f": {plain(shortened(news.answer, ANSWER_WIDTH)).plain}", "dim"),
+    )
+
+
+def kill_line(outcome: Outcome) -> Text:
+    """What the kill did to its victim and to the others; empty before it."""
+    kill = outcome.kill
+    if kill is None:
+        return Text("")
+    others = [tally for tally in outcome.tallies if tally.node != kill.node]
+    errors = sum(len(tally.errors) for tally in others)
+    gone = outcome.tallies[kill.node].state in DOWN
+    since = "starting again" if kill.restarted_at else "down"
+    return Text.assemble(
+        (f"SIGKILL of node {kill.node} at {kill.at:.1f} s: ", "bold red"),
+        f"{kill.acknowledged:,} rows acknowledged, {kill.missing} of them missing; ",
+        f"{since if gone else 'back, and finishes its share'}; the others go on, {errors} errors",
     )
 
 
@@ -104,13 +122,13 @@ class LiveView:
 
     def _drawn(self) -> Panel:
         feed = list(self._outcome.news)[-FEED_LINES:]
-        lines = [news_line(news) for news in feed]
+        lines = [news_line(news, self._live.console.width) for news in feed]
         for line in lines:
             line.no_wrap, line.overflow = True, "ellipsis"
         lines += [Text("")] * (FEED_LINES - len(lines))
         heard = Panel(Group(*lines), title="just asked, just answered", title_align="left", border_style="dim")
         return Panel(
-            Group(self._progress(), self._nodes(), heard),
+            Group(self._progress(), self._nodes(), kill_line(self._outcome), heard),
             title=f"[bold]{plain(self._outcome.title).plain}[/bold]",
             title_align="left",
             subtitle=plain(self._outcome.phase),
@@ -135,11 +153,10 @@ class LiveView:
             table.add_column(column, justify="right")
         now = self._now()
         for tally in self._outcome.tallies:
-            killed = tally.state in ("KILLED", "starting again")
             table.add_row(
                 Text(f"node {tally.node}", style=NODE_STYLES[tally.node]),
                 str(tally.pid or "-"),
-                Text(tally.state, style="bold red" if killed else ""),
+                Text(tally.state, style="bold red" if tally.state in DOWN else ""),
                 f"{len(tally.acknowledged):,} of {tally.total:,}",
                 f"{tally.rows_per_second(now):.1f}",
                 f"{len(tally.search_ms):,}",
@@ -179,7 +196,8 @@ class LineView:
         now, outcome = time.monotonic(), self._outcome
         if outcome.news_count > self._news_count and now - self._news_at >= FEED_LINE_EVERY_S:
             self._news_at, self._news_count = now, outcome.news_count
-            self._console.print(news_line(outcome.news[-1]), soft_wrap=True, highlight=False)
+            line = news_line(outcome.news[-1], self._console.width)
+            self._console.print(line, soft_wrap=True, highlight=False)
         if 0 < outcome.acknowledged < outcome.total and now - self._line_at >= LINE_EVERY_S:
             self._line_at = now
             nodes = "  ".join(f"node {tally.node}: {len(tally.acknowledged):,} rows" for tally in outcome.tallies)
