@@ -164,7 +164,7 @@ def _answer(folder: str, loaded: Loaded, damage: Plan, stacks: Path, writer: int
         with os.fdopen(writer, "w") as pipe:
             json.dump(asdict(outcome), pipe)
         status = 0
-    except BaseException:  # a mistake of the trial itself; what the pool raises is caught there
+    except BaseException:  # noqa: BLE001 - a mistake of the trial itself; what the pool raises is caught there
         stacks.write_text(traceback.format_exc())
     finally:
         os._exit(status)

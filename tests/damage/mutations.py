@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     seed: int
     pieces: tuple[Damage, ...]
 
+
 def plan(sample: Sample, image: bytes, reserved: list[tuple[int, int]], seed: int) -> Plan:
     """The damage of one run; `reserved` are the (offset, length) pieces of the file that have memory."""
     rng = random.Random(seed)

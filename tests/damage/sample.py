@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sharedrag import Pool, layout
 from sharedrag.manifest import Kind, State
+from sharedrag.segment import Segment
 
 CAPACITY = "8 MiB"
 QUERIES = 3
@@ -188,7 +189,7 @@ def _describe(pool: Pool, sample: Sample) -> None:
                 add(Area(f"{column}, {kind}", start + at, used))
 
 
-def _used(column: str, size: int, rows: int, segment: Any) -> int:
+def _used(column: str, size: int, rows: int, segment: Segment) -> int:
     """Bytes of a column that published rows use."""
     if column.endswith("_heap"):
         return int(getattr(segment, column.replace("_heap", "_offsets"))[rows])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+
 from tests import fuzz
+from tests.damage.mutations import Plan
 
 RUNS = 150
 
@@ -21,13 +25,10 @@ def test_damaged_pools_answer_rightly_or_with_typed_errors() -> None:
 
 def test_an_undamaged_pool_passes_every_check() -> None:
     """The same questions asked of an undamaged copy find nothing wrong: the fuzzer does not cry wolf."""
-    import shutil
-    import tempfile
-
     folder = tempfile.mkdtemp(prefix="sharedrag-test-", dir="/dev/shm")
     try:
         fuzz.prepare(folder)
-        outcome = fuzz.run_one(folder, fuzz.load(folder), fuzz.Plan(0, ()))
+        outcome = fuzz.run_one(folder, fuzz.load(folder), Plan(0, ()))
     finally:
         shutil.rmtree(folder)
     assert outcome.opened

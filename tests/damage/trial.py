@@ -11,6 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class Trial:
             self.outcome.wrong.append(f"len({name}) is {count}, not {len(live)}")
         # where not even the count is to be had, every answer takes long to fail: a few will do
         for one in [*live, *self.gone[name], "never-there"][:: 1 if count is not None else 20]:
-            found = self._try(f"get {one}", lambda one=one: collection.get([one]))
+            found = self._try(f"get {one}", partial(collection.get, [one]))
             if found is not None:
                 self._compare(f"get {name} {one}", found[0], live.get(one))
         together = self._try("get all", lambda: collection.get(list(live)))
@@ -110,7 +111,7 @@ class Trial:
 
     def _compare(self, what: str, record: Record | None, wanted: Expected | None) -> None:
         if record is None or wanted is None:
-            if record is not wanted:
+            if record is not None or wanted is not None:
                 self.outcome.wrong.append(f"{what}: {record!r:.200} instead of {wanted!r:.200}")
             return
         right = (record.text, record.metadata, record.created) == (wanted.text, wanted.metadata, wanted.created)
@@ -141,14 +142,14 @@ class Trial:
     def _search(self, collection: Collection, name: str) -> None:
         scores = {one: values for one, values in self.sample.scores[name].items() if one in self.live[name]}
         for number, query in enumerate(self.sample.queries[name]):
-            for filter in (None, _FILTER):
-                hits = self._try("search", lambda q=query, f=filter: collection.search(q, _K, f))
+            for where in (None, _FILTER):
+                hits = self._try("search", partial(collection.search, query, _K, where))
                 if hits is None:
                     continue
                 allowed = {
                     one: float(values[number])
                     for one, values in scores.items()
-                    if filter is None or self.live[name][one].metadata.get("room") == "room-2"
+                    if where is None or self.live[name][one].metadata.get("room") == "room-2"
                 }
                 self._judge(name, hits, allowed)
 
@@ -188,10 +189,8 @@ class Trial:
         fresh = f"{name}-fresh"
         created = live[kept].created
         new = Expected("written after the damage", {"room": "room-none"}, created, None)
-        put = self._try(
-            "put", lambda: (collection.put([fresh, kept], None, [new.text] * 2, [new.metadata] * 2, created=created), 1)
-        )
-        if put is not None:
+        put = self._try("put", partial(self._put, collection, [fresh, kept], new))
+        if put:
             for one in (fresh, kept):
                 if one in order:
                     order.remove(one)
@@ -204,3 +203,8 @@ class Trial:
             del live[dying]
             order.remove(dying)
             self.gone[name].add(dying)
+
+    def _put(self, collection: Collection, ids: list[str], record: Expected) -> bool:
+        texts, metadata = [record.text] * len(ids), [record.metadata] * len(ids)
+        collection.put(ids, None, texts, metadata, created=record.created)
+        return True

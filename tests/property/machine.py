@@ -140,7 +140,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._put(which, name, rows, delete)
         assert self._count(name)[1] > before[1]
 
-    @rule(which=pick, name=names, count=st.integers(30, 120), size=st.integers(0, 800))
+    @rule(which=pick, name=names, count=st.integers(30, 100), size=st.integers(0, 500))
     def put_many(self, which: int, name: str, count: int, size: int) -> None:
         """Put a batch of records with ids in a row, some of them known."""
         first = max(0, self.bulk - count // 3)
@@ -148,7 +148,7 @@ class PoolMachine(RuleBasedStateMachine):
             Row(f"bulk-{number}", "b" * size, {"n": number % 7}, _START, (float(number % 5), 1.0, 2.0, 3.0))
             for number in range(first, first + count)
         ]
-        self.bulk = (first + count) % 400  # so that space is wanted again and again
+        self.bulk = (first + count) % 150  # so that space is wanted again and again
         self._put(which, name, many, [])
 
     @rule(which=pick, name=names, rounds=st.integers(3, 9), size=st.integers(100, 700))

@@ -30,4 +30,4 @@ class TestHandlesOfOneProcess(PoolMachine.TestCase):  # type: ignore[misc,valid-
 class TestProcesses(ProcessMachine.TestCase):  # type: ignore[misc,valid-type]
     """Several processes, of one node or two, some of which die."""
 
-    settings = _settings(8, 40)
+    settings = _settings(12, 40)
