@@ -194,8 +194,11 @@ def _stored_vectors(
         present = [item is not None for item in given]
         if not any(present):
             return None, None, present
+        rows = as_vectors([item for item in given if item is not None], dimension, "put")
+        if len(rows) != sum(present):  # numbers where vectors were due; NumPy would repeat them
+            raise invalid("a vector is a number", f"Give each of the {sum(present)} records with one a vector of its own")
         filled = np.zeros((count, dimension), np.float32)
-        filled[present] = as_vectors([item for item in given if item is not None], dimension, "put")
+        filled[present] = rows
         squares = np.ones(count, np.float32)
         squares[present] = squared_norms(filled[present], metric, "put")
         vectors = filled
