@@ -55,8 +55,10 @@ def search_parts(
 
     `queries` is (n, dimension) C-contiguous float32, unit vectors under cosine.
     """
-    k = max(1, min(k, sum(part.rows for part in parts)))
     count = len(queries)
+    if not count:
+        return []
+    k = max(1, min(k, sum(part.rows for part in parts)))
     blocks = 0
     scores: list[npt.NDArray[np.float32]] = []
     rows: list[npt.NDArray[np.int64]] = []
