@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,8 @@ ID_BYTES_MAX = 64 * 1024
 _NORM_TOLERANCE = 1e-6  # |v|^2 this near to 1 is a unit vector up to float32 rounding
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ONE_US = timedelta(microseconds=1)
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
 _EMPTY = b""
 
 
@@ -92,6 +95,8 @@ def _has_non_finite(value: object) -> bool:
         return any(_has_non_finite(item) for item in value.values())
     if isinstance(value, (list, tuple)):
         return any(_has_non_finite(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_has_non_finite(getattr(value, one.name)) for one in fields(value))
     return False
 
 
@@ -99,7 +104,10 @@ def microseconds(moment: object) -> int:
     """A moment in microseconds since 1970; a datetime without a zone is UTC. Raises `InvalidRecord`."""
     if not isinstance(moment, datetime):
         raise invalid(f"created is a {type(moment).__name__}", "Give a datetime, or one for each record")
-    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _ONE_US
+    since_us = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _ONE_US
+    if not _FIRST_US <= since_us <= _LAST_US:
+        raise invalid(f"created {moment} is not within the years 1 to 9999 of UTC", "Give a moment that UTC can name")
+    return since_us
 
 
 def moment(created_us: int) -> datetime:
@@ -123,7 +131,13 @@ def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.flo
     Raises `InvalidRecord` for another shape or kind.
     """
     try:
-        array = np.ascontiguousarray(given, dtype=np.float32)
+        array = np.asarray(given)
+        if array.dtype != np.float32:
+            if array.dtype.kind not in "fiub" and array.size:
+                raise TypeError(f"they are {array.dtype}")  # text, complex numbers and dates would be converted in silence
+            with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+                array = array.astype(np.float32)
+        array = np.ascontiguousarray(array)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(
             f"vectors are not numbers: {error}", operation=operation, hint=f"Give (n, {dimension}) float32"
@@ -245,12 +259,14 @@ def encode(
 ) -> Batch:
     """Validate and encode a batch of puts; raises `InvalidRecord` before anything is written."""
     count = len(ids)
-    encoded = [encode_id(one) for one in ids]
+    encoded = [encode_id(one) for one in _items(ids, "ids", count)]
     hashes = [hash31(one) for one in encoded]
     text_bytes, has_text = _encoded(texts, "texts", count, _encode_text, HAS_TEXT)
     metadata_bytes, has_metadata = _encoded(metadata, "metadata", count, encode_metadata, HAS_METADATA)
     stored, norm_bits, has_vector = None, None, cast("int | list[int]", 0)
-    if vectors is not None and count:
+    if vectors is not None and not count:
+        _items(vectors, "vectors", count)
+    elif vectors is not None:
         stored, norm_bits, present = _stored_vectors(vectors, count, dimension, metric, dtype)
         has_vector = HAS_VECTOR if present is None else [HAS_VECTOR if one else 0 for one in present]
     if isinstance(has_text, int) and isinstance(has_metadata, int) and isinstance(has_vector, int):

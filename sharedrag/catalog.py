@@ -16,19 +16,25 @@ NAME_BYTES_MAX = 255
 
 def definition(name: str, dimension: int | None, metric: str, dtype: str, embedding_model: str | None) -> CollectionEntry:
     """The definition asked for, not yet numbered; raises ValueError for an impossible one."""
-    if not name or len(name.encode("utf-8", "replace")) > NAME_BYTES_MAX:
-        raise ValueError(f"collection name {name!r:.80}: want a str of 1 to {NAME_BYTES_MAX} bytes")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"collection name {name!r:.80}: not valid Unicode") from None
+    if not _is_label(name):
+        raise ValueError(f"collection name {name!r:.80}: want a str of 1 to {NAME_BYTES_MAX} bytes, all of it valid Unicode")
     if dimension is not None and (type(dimension) is not int or not 1 <= dimension <= DIMENSION_MAX):
         raise ValueError(f"dimension {dimension!r}: want an int from 1 to {DIMENSION_MAX:,}, or None for no vectors")
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r}: want one of {', '.join(METRICS)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: want one of {', '.join(DTYPES)}")
+    if embedding_model not in (None, "") and not _is_label(embedding_model):
+        raise ValueError(f"embedding_model {embedding_model!r:.80}: want a str of up to {NAME_BYTES_MAX} bytes, or None")
     return CollectionEntry(0, name, dimension, metric, dtype, embedding_model, info.now_us())
+
+
+def _is_label(given: object) -> bool:
+    """True for a str that a manifest can hold: its slot is small, and JSON has no lone surrogates."""
+    try:
+        return isinstance(given, str) and 1 <= len(given.encode()) <= NAME_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def find(arena: Arena, name: str) -> CollectionEntry | None:

@@ -158,7 +158,9 @@ class Collection:
         """The records that match, in the order they were written (or the reverse), at most `limit`."""
         wanted = parse(filter)
         if limit is not None and (type(limit) is not int or limit < 0):
-            raise InvalidFilter(f"limit is {limit!r}", operation="find", hint="Give a whole number from 0 on, or None for all")
+            raise InvalidFilter(
+                f"limit is {limit!r}", operation="find", hint="Give a whole number from 0 on, or None for all"
+            )
         with self._view() as view:
             places: list[tuple[int, int]] = []
             keys: list[npt.NDArray[np.uint64]] = []
