@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sharedrag import layout
-from sharedrag.errors import NotAPool, PoolFull, PoolReplaced, PoolTruncated, UnsupportedFileSystem
+from sharedrag.errors import NotAPool, PoolFull, PoolReplaced, PoolTruncated, SharedRagError, UnsupportedFileSystem
 
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 _MADV_POPULATE_WRITE = 23
@@ -104,7 +104,10 @@ class Region:
     @classmethod
     def open(cls, path: str, size_expected: int) -> Region:
         """Map an existing pool file; its size must be the one its superblock tells."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise unusable(path, error) from error
         size = os.fstat(fd).st_size
         if size < size_expected:
             os.close(fd)
@@ -188,6 +191,12 @@ class Region:
             os.close(self._fd)
             self._fd = -1
         # Views that callers still hold keep the mapping alive; it goes with the last of them.
+
+
+def unusable(path: str, error: OSError) -> SharedRagError:
+    """The error for a file that the system does not let us open, read and write."""
+    hint = "Pools are read and written: give this user both rights, or choose another path"
+    return SharedRagError(error.strerror or str(error), operation="open", path=path, hint=hint)
 
 
 def foreign(path: str, what: str) -> NotAPool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -53,14 +54,17 @@ def read(path: str) -> Geometry:
     Raises `PoolNotFound`, `NotAPool`, `PoolVersionUnsupported`, `PoolTruncated` or `PoolDamaged`.
     """
     try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):  # before it is opened: that would wait for a pipe's writer
+            raise region.foreign(path, "a directory" if stat.S_ISDIR(kind) else "a device, pipe or socket")
         with open(path, "rb") as file:
             head = file.read(layout.SUPERBLOCK.size + layout.SUPERBLOCK_CHECKSUM.size)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise PoolNotFound(
             "no such file", operation="open", path=path, hint="Make it: `create=True` or `sharedrag create PATH`"
         ) from None
-    except IsADirectoryError:
-        raise region.foreign(path, "a directory") from None
+    except OSError as error:
+        raise region.unusable(path, error) from error
     if head[:7] != layout.MAGIC[:7]:
         raise region.foreign(path, "an empty file" if not head else f"begins with {head[:8]!r}, not with a pool's magic")
     if len(head) < layout.SUPERBLOCK.size + layout.SUPERBLOCK_CHECKSUM.size:
@@ -112,7 +116,15 @@ def create(path: str, capacity: int, nodes: int) -> None:
                 path=path,
                 hint="Choose a smaller capacity",
             ) from None
-        mapped = region.Region(os.dup(fd), path, geometry.file_size)
+        try:
+            mapped = region.Region(os.dup(fd), path, geometry.file_size)
+        except OSError as error:
+            raise UnsupportedFileSystem(
+                f"no mapping of {geometry.file_size:,} bytes ({error.strerror})",
+                operation="create",
+                path=path,
+                hint="Choose a smaller capacity",
+            ) from None
         try:
             _fill(mapped, geometry)
         finally:
@@ -122,6 +134,8 @@ def create(path: str, capacity: int, nodes: int) -> None:
             os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
         except FileExistsError:
             return  # another process was first; open theirs
+        except OSError as error:
+            raise region.unusable(path, error) from error
     finally:
         os.close(fd)
 
