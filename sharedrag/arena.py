@@ -22,6 +22,8 @@ from sharedrag.region import Region
 from sharedrag.segment import Segment
 from sharedrag.session import Pin, Session, write_label
 
+_LOAD_ATTEMPTS = 2000
+
 
 class Snapshot(NamedTuple):
     """All nodes' manifests at one moment, and the pin that keeps what they show."""
@@ -109,7 +111,7 @@ class Arena:
     def _load(self) -> Snapshot:
         """Load all manifests under the current, older pin, and pin what was loaded."""
         words = self.region.words
-        while True:
+        for _ in range(_LOAD_ATTEMPTS):
             roots = tuple(words[index] for index in self._root_indexes)
             manifests = [self._load_node(node, roots[node]) for node in range(self.geometry.nodes)]
             lagging = [
@@ -119,6 +121,7 @@ class Arena:
                 if manifests[node].generation < least
             ]
             if lagging:
+                time.sleep(0)
                 continue  # a manifest that this one relies on was published meanwhile: read it too
             found = tuple(manifests)
             roots = tuple(order.checked(one.generation) for one in found)
@@ -126,6 +129,12 @@ class Arena:
             for uid in self._segments.keys() - live:
                 self._segments.pop(uid, None)
             return Snapshot(found, roots, self.session.pin(found))
+        raise PoolDamaged(
+            f"the manifest of node {lagging[0]} is older than others rely on",
+            offset=self._root_indexes[lagging[0]] << 3,
+            operation="refresh",
+            path=self.path,
+        )
 
     def _load_node(self, node: int, root: int) -> Manifest:
         current = self.current

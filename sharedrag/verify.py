@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sharedrag import deletions, layout, order
+from sharedrag import deletions, layout, manifest, order, superblock
 from sharedrag.arena import Arena
 from sharedrag.errors import PoolDamaged
 from sharedrag.info import Problem, VerifyReport
@@ -25,6 +25,7 @@ def verify(arena: Arena, progress: Progress | None = None) -> VerifyReport:
     report = VerifyReport(path=arena.path)
     started = time.perf_counter()
     snapshot = arena.refresh()
+    _verify_what_is_kept(arena, report)
     visible = [(one.node, entry) for one in snapshot.manifests for entry in one.entries if entry.visible]
     rows = {entry.uid: _rows(arena, node, entry, report) for node, entry in visible if entry.kind == Kind.SEGMENT}
     total = sum(known or 0 for known in rows.values())
@@ -43,6 +44,19 @@ def verify(arena: Arena, progress: Progress | None = None) -> VerifyReport:
     return report
 
 
+def _verify_what_is_kept(arena: Arena, report: VerifyReport) -> None:
+    """What a handle reads once and keeps: as it is now, not as it was when we attached."""
+    head = superblock.encode(arena.geometry)
+    if arena.region.bytes[: len(head)] != head:
+        hint = "This handle knows better and goes on; restore the pool from a copy before anybody opens it anew"
+        _note(report, PoolDamaged("the superblock is not the one that was opened", offset=0, hint=hint))
+    for node in range(arena.geometry.nodes):
+        try:
+            manifest.load(arena.region, arena.geometry, node)
+        except PoolDamaged as error:
+            _note(report, error)
+
+
 def _note(report: VerifyReport, error: PoolDamaged) -> None:
     if len(report.problems) < _PROBLEMS_MAX:
         report.problems.append(Problem(offset=error.offset, what=error.what, advice=error.hint))
@@ -50,7 +64,8 @@ def _note(report: VerifyReport, error: PoolDamaged) -> None:
 
 def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int | None:
     try:
-        segment = arena.segment(node, entry)
+        kept = arena.segment(node, entry)
+        segment = Segment(arena.region, kept.offset, entry.uid, entry.extents * EXTENT_SIZE)  # reads its header again
         rows = segment.watermark()
         if entry.rows and rows != entry.rows:
             raise PoolDamaged(
