@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Field(NamedTuple):
 
     offset: int
     size: int
-    count: int
+    repeats: int
     what: str
 
 
@@ -33,7 +34,7 @@ def blocks(module: ModuleType) -> dict[str, str]:
     found: dict[str, str] = {}
     heading, lines = "", list[str]()
     for line in [*(module.__doc__ or "").splitlines(), "end"]:
-        if line.startswith("    "):
+        if line.startswith("  "):
             lines.append(line)
         elif line.strip():
             if lines:
@@ -117,7 +118,7 @@ def test_magics_and_sizes_of_records_are_as_written() -> None:
 def test_the_node_area_is_where_its_table_says() -> None:
     """Each line of the node area's table is a constant in the code, and the slots follow each other without a gap."""
     table = list(cells(block(layout, "Node area (")))
-    assert [(one.offset, one.size, one.count) for one in table] == [
+    assert [(one.offset, one.size, one.repeats) for one in table] == [
         (layout.ROOT_OFFSET, 8, 1),
         (layout.HORIZON_OFFSET, 8, 1),
         (layout.NODE_HOLDER_OFFSET, 16, 1),
@@ -127,9 +128,9 @@ def test_the_node_area_is_where_its_table_says() -> None:
         (layout.LANES_OFFSET, layout.LANE_SIZE, layout.LANES_PER_NODE),
         (layout.SESSIONS_OFFSET, layout.SESSION_SIZE, layout.SESSIONS_PER_NODE),
     ]
-    for one, following in zip(table, table[1:], strict=False):
-        assert one.offset + one.size * one.count <= following.offset
-    end = table[-1].offset + table[-1].size * table[-1].count
+    for one, following in itertools.pairwise(table):
+        assert one.offset + one.size * one.repeats <= following.offset
+    end = table[-1].offset + table[-1].size * table[-1].repeats
     assert end == layout.NODE_AREA_SIZE and f"{end:,}       manifest slot" in block(layout, "Node area (")
 
 
