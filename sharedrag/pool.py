@@ -68,6 +68,7 @@ class Pool:
         self._name = name
         self._maintenance = maintenance
         self._collections: dict[str, Collection] = {}
+        self._superseded: weakref.WeakSet[Collection] = weakref.WeakSet()  # dropped, but perhaps still in a caller's hands
         self._unnamed_live: dict[str, LiveRows] = {}
         self._named_guards: dict[str, threading.Lock] = {}
         self._guard = threading.RLock()
@@ -141,7 +142,8 @@ class Pool:
             wanted = catalog.definition(name, dimension, metric, dtype, embedding_model)
             found = catalog.find_or_declare(self.arena, wanted)
             known = self._collections.get(name)
-            if known is None or differs(known.definition, found):
+            if known is None or differs(known.definition, found) or known.embedding_model != found.embedding_model:
+                self._supersede(name)
                 known = self._collections[name] = Collection(self, found)
             return known
 
@@ -153,8 +155,14 @@ class Pool:
         """Remove a collection with all its records, for everybody. Raises `CollectionNotFound`, `PoolBusy`."""
         with self._guard:
             catalog.drop(self.arena, name)
-            self._collections.pop(name, None)
+            self._supersede(name)
             self._unnamed_live.pop(name, None)
+
+    def _supersede(self, name: str) -> None:
+        known = self._collections.pop(name, None)
+        if known is not None:
+            self._superseded.add(known)
+            known.live.move_on()  # it must not pin what was dropped for as long as a caller keeps it
 
     def write(self, definition: CollectionEntry, batch: Batch) -> None:
         """Append an encoded batch to a collection (what `Collection.put` and `delete` do)."""
@@ -244,7 +252,7 @@ class Pool:
         """Bring every cached view to the newest manifests, so that none holds what others want to reclaim."""
         self.arena.refresh()
         with self._guard:
-            lives = [*(one.live for one in self._collections.values()), *self._unnamed_live.values()]
+            lives = self._lives()
         for live in lives:
             live.move_on()
 
@@ -317,7 +325,7 @@ class Pool:
         self._maintainer.after_fork_in_child()
         for live in self._lives():
             live.after_fork_in_child()
-        for collection in self._collections.values():
+        for collection in (*self._collections.values(), *self._superseded):
             collection.masks.after_fork_in_child()
         if not self.closed:
             self._keeper = Keeper(self, self._maintenance)
@@ -325,7 +333,10 @@ class Pool:
             self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self._maintainer, self.arena)
 
     def _lives(self) -> list[LiveRows]:
-        return [*(one.live for one in self._collections.values()), *self._unnamed_live.values()]
+        return [
+            *(one.live for one in (*self._collections.values(), *self._superseded)),
+            *self._unnamed_live.values(),
+        ]
 
 
 def _shut(keeper: Keeper, writer: Writer, maintainer: Maintainer, arena: Arena) -> None:
