@@ -447,6 +447,32 @@ class TestDefinitions:
                 use()
         assert ids_of(other.collection("c").find()) == ["a"]
 
+    def test_made_anew_it_may_have_another_embedding_model(self, pool: Pool, other: Pool) -> None:
+        """A handle that knew a dropped collection's embedding model reports that of the new one."""
+        assert other.collection("c", 3, embedding_model="old").embedding_model == "old"
+        pool.drop("c")
+        pool.collection("c", 3, embedding_model="new")
+        assert other.collection("c", 3, embedding_model="new").embedding_model == "new"
+
+    def test_a_dropped_collection_holds_no_memory(self, pool_path: str) -> None:
+        """A `Collection` kept over a drop, used or not, does not keep the pool from reusing memory."""
+        texts = ["x" * 200] * 300
+        with Pool.open(pool_path, create=True, capacity="2 MiB", maintenance=False) as pool:
+            kept = []
+            for dimension in (None, 2, None):
+                kept.append(pool.collection("c", dimension))
+                kept[-1].put(["a"])
+                assert len(kept[-1]) == 1
+                pool.drop("c")
+            anew = pool.collection("c")
+            for _ in range(60):
+                anew.put([f"id-{number}" for number in range(300)], texts=texts)
+                pool.maintain()
+            assert len(kept[0]) == len(kept[2]) == len(anew) == 300
+            for _ in range(60):
+                anew.put([f"id-{number}" for number in range(300)], texts=texts)
+                pool.maintain()
+
     def test_collections_do_not_mix(self, pool: Pool) -> None:
         """Collections of one pool hold the same ids apart."""
         for number in range(20):
