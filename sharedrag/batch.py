@@ -227,7 +227,8 @@ def _stored_vectors(
     if metric == "cosine":
         vectors, norm_bits = unit(vectors, squares)
     if dtype == "float16":
-        halves = vectors.astype(np.float16)
+        with np.errstate(over="ignore"):
+            halves = vectors.astype(np.float16)
         if not np.isfinite(halves).all():
             raise invalid("a vector does not fit float16 (beyond 65,504)", "Scale it down or use dtype='float32'")
         return halves, norm_bits, present
