@@ -24,6 +24,7 @@ from sharedrag import faults
 
 _MESSAGE_MAX = 1 << 16
 _POLL_S = 0.0005
+_TARGETS = ("script", "workers", "remote", "soak_workers", "overwrite")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -126,6 +127,15 @@ class Launcher:
         self._socket.close()
         assert self._process.wait(timeout=30) == 0
 
+    def kill(self) -> None:
+        """End everything at once, in whatever state it is; nothing to do after `close`."""
+        for worker in self._workers:
+            if worker.exit_code is None and self._process.poll() is None:
+                worker.signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
     def _ask(self, message: object) -> Any:
         self._socket.send(pickle.dumps(message))
         return self._answer()
@@ -188,7 +198,7 @@ def _be_worker(conn: Connection, target: str, args: tuple[Any, ...], fault: str)
 
 
 if __name__ == "__main__":
-    for warm in ("sharedrag", "numpy", "tests.crash.script", "tests.crash.workers", "tests.crash.remote"):
+    for warm in ("sharedrag", "numpy", *(f"tests.crash.{name}" for name in _TARGETS)):
         importlib.import_module(warm)
     with socket.socket(fileno=int(sys.argv[1])) as end:
         _serve(end)
