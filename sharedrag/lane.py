@@ -254,7 +254,11 @@ class Appender:
             # and `segment.flags_word`
             flag_column[row] = flag | ((key + (flag << 8)) % FLAGS_PRIME + 1) << 4
             bucket = hashed & mask
-            value = hashed << ROW_BITS | heads[bucket] & ROW_MASK
+            word = heads[bucket]
+            newest = word & _VALUE_MASK
+            if word >> _VALUE_BITS != newest % _PRIME + 1:  # a sound head over a lost chain would hide its rows for good
+                raise segment.damaged("a bucket head fails its check", "heads", bucket)
+            value = hashed << ROW_BITS | newest & ROW_MASK
             link[row] = value | (value % _PRIME + 1) << _VALUE_BITS
             if hit:
                 hit("put.row_written")
