@@ -26,6 +26,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -49,6 +50,7 @@ class Result:
 
     seed: int
     pieces: list[tuple[str, str, int, int, bool]]  # area, kind, offset, length, bytes changed
+    attached: bool
     died: str = ""
     outcome: dict[str, Any] = field(default_factory=dict)
 
@@ -111,12 +113,18 @@ def run_one(folder: str, loaded: Loaded, damage: Plan) -> Outcome:
         os.ftruncate(fd, len(image))
         for offset, length in reserved:
             os.pwrite(fd, image[offset : offset + length], offset)
-        for piece in damage.pieces:
-            os.pwrite(fd, piece.after, piece.offset)
-        os.close(fd)
+        if damage.attached:
+            return Trial(path, sample).run(partial(_strike, fd, damage))
+        _strike(fd, damage)
         return Trial(path, sample).run()
     finally:
+        os.close(fd)
         os.unlink(path)
+
+
+def _strike(fd: int, damage: Plan) -> None:
+    for piece in damage.pieces:
+        os.pwrite(fd, piece.after, piece.offset)
 
 
 # ---------------------------------------------------------------------- the fork server
@@ -127,7 +135,8 @@ def serve(folder: str, seeds: range) -> None:
     loaded = load(folder)
     for seed in seeds:
         damage = plan(*loaded, seed)
-        result = Result(seed, [(one.area, one.kind, one.offset, len(one.after), one.changed) for one in damage.pieces])
+        pieces = [(one.area, one.kind, one.offset, len(one.after), one.changed) for one in damage.pieces]
+        result = Result(seed, pieces, damage.attached)
         _in_child(folder, loaded, damage, result)
         print(json.dumps(asdict(result)), flush=True)
 
@@ -269,7 +278,7 @@ class Tally:
 
 
 def _print_failure(console: Console, result: Result) -> None:
-    console.print(f"[red]seed {result.seed}[/red]")
+    console.print(f"[red]seed {result.seed}[/red]" + (", under an open handle" if result.attached else ""))
     for area, kind, offset, length, _ in result.pieces:
         console.print(f"  {kind} in {area}: {length} B at {offset:,}", highlight=False)
     for failure in result.failures[:5]:

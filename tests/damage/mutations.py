@@ -9,6 +9,7 @@ from sharedrag import layout
 from tests.damage.sample import Area, Sample
 
 _PAGE = layout.PAGE
+_ATTACHED_SHARE = 0.25
 _UNIFORM_SHARE = 0.2  # of the runs: anywhere in reserved memory; the others aim at bytes that are in use
 
 
@@ -32,13 +33,15 @@ class Plan(NamedTuple):
 
     seed: int
     pieces: tuple[Damage, ...]
+    attached: bool = False  # the damage happens under a handle that is open and has looked at everything
 
 
 def plan(sample: Sample, image: bytes, reserved: list[tuple[int, int]], seed: int) -> Plan:
     """The damage of one run; `reserved` are the (offset, length) pieces of the file that have memory."""
     rng = random.Random(seed)
     count = 1 if rng.random() < 0.7 else rng.randint(2, 8)
-    return Plan(seed, tuple(_piece(sample, image, reserved, rng) for _ in range(count)))
+    attached = rng.random() < _ATTACHED_SHARE
+    return Plan(seed, tuple(_piece(sample, image, reserved, rng) for _ in range(count)), attached)
 
 
 def _piece(sample: Sample, image: bytes, reserved: list[tuple[int, int]], rng: random.Random) -> Damage:

@@ -52,14 +52,20 @@ class Trial:
         self.gone = {name: set(ids) for name, ids in sample.gone.items()}
         self.order = {name: list(ids) for name, ids in sample.order.items()}
 
-    def run(self) -> Outcome:
-        """Open, look at everything, write, maintain, look again."""
+    def run(self, strike: Callable[[], None] | None = None) -> Outcome:
+        """Open, look at everything, write, maintain, look again; `strike` does its damage once all has been seen."""
         pool = self._try("open", lambda: Pool.open(self.path, maintenance=False, lock_timeout_s=0.5))
         if not isinstance(pool, Pool):
             self.outcome.verify_found = True  # an error at open is as good
             return self.outcome
         self.outcome.opened = True
         try:
+            if strike is not None:
+                for name in METRICS:
+                    self._read(pool, name)
+                assert not self.outcome.failures
+                assert not self.outcome.missed
+                strike()
             report = self._try("verify", pool.verify)
             self.outcome.verify_found = report is None or not report.ok
             for name in METRICS:
