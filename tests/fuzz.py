@@ -291,6 +291,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes to run them in.")] = 2,
 ) -> None:
     """Damage copies of a pool at random: answers stay right or become typed errors, nothing crashes or hangs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave nothing behind then, either
     console = Console()
     tally = Tally()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
