@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +36,9 @@ class Handle(Protocol):
 
     def ask(self, question: str, *arguments: Any, **options: Any) -> Any:
         """The answer of the `Session` method of that name; raises what it raises."""
+
+    def begin(self, question: str, *arguments: Any) -> Callable[[], Any]:
+        """Ask without waiting; what comes back gives the answer. Nothing else may be asked in between."""
 
     def close(self) -> None:
         """Detach."""
@@ -135,13 +140,19 @@ class Here:
 
     def __init__(self, path: str, node: int, maintenance: bool) -> None:
         self._session = Session(path, node, maintenance)
+        self._thread = ThreadPoolExecutor(1)
 
     def ask(self, question: str, *arguments: Any, **options: Any) -> Any:
         """See `Handle`."""
         return getattr(self._session, question)(*arguments, **options)
 
+    def begin(self, question: str, *arguments: Any) -> Callable[[], Any]:
+        """See `Handle`."""
+        return self._thread.submit(self.ask, question, *arguments).result
+
     def close(self) -> None:
         """See `Handle`."""
+        self._thread.shutdown()
         self._session.close()
 
 
@@ -161,6 +172,11 @@ class Elsewhere:
         """See `Handle`."""
         self._pipe.send((question, arguments, options))
         return self._receive()
+
+    def begin(self, question: str, *arguments: Any) -> Callable[[], Any]:
+        """See `Handle`."""
+        self._pipe.send((question, arguments, {}))
+        return self._receive
 
     def _receive(self) -> Any:
         answer, error = self._pipe.recv()
