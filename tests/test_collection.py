@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -382,6 +383,28 @@ class TestBatches:
             stop.set()
             thread.join()
         assert len(seen) > 3
+
+    def test_threads_share_a_collection(self, pool: Pool) -> None:
+        """Each thread reads what it just wrote by every way of reading, while others write and maintenance runs."""
+        collection = pool.collection("c", 2, "l2")
+
+        def work(number: int) -> int:
+            for step in range(40):
+                mine = [f"{number}-{(step + offset) % 60}" for offset in range(20)]
+                batch: list[dict[str, Any] | None] = [{"thread": number, "step": step}] * 20
+                collection.put(mine, [[number, step]] * 20, [str(step)] * 20, batch)
+                wanted = {"thread": number, "step": step}
+                assert [record and record.text for record in collection.get(mine)] == [str(step)] * 20
+                assert ids_of(collection.find(wanted)) == mine
+                assert sorted(ids_of(collection.search([number, step], 20, {"thread": number}))) == sorted(mine)
+                assert sorted(collection.scan(wanted, ["id"])["id"].to_pylist()) == sorted(mine)
+                if step % 10 == number:
+                    pool.maintain()
+            return number
+
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(work, range(4))) == [0, 1, 2, 3]
+        assert len(collection) == 4 * 59 and pool.verify().ok
 
     def test_an_invalid_record_leaves_the_whole_batch_out(self, pool: Pool) -> None:
         """A batch of which one record cannot be stored changes nothing, nor does its `delete=`."""
