@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from tests.damage.sample import Sample
 from tests.damage.trial import Outcome, Trial
 
 HANG_S = 30.0
+NODES = (1, 2)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -77,11 +78,13 @@ class Loaded(NamedTuple):
 
 
 def prepare(folder: str) -> None:
-    """Build the sample pool and keep it, with what it holds, in a folder."""
-    path = f"{folder}/sample.pool"
-    made = samples.build(path)
-    reserved = _reserved(path)
-    Path(f"{folder}/sample.pickle").write_bytes(pickle.dumps((made, Path(path).read_bytes(), reserved)))
+    """Build the sample pools, of one node and of two, and keep them, with what they hold, in a folder."""
+    for nodes in NODES:
+        path = f"{folder}/sample-{nodes}.pool"
+        made = samples.build(path, nodes)
+        kept = (made, Path(path).read_bytes(), _reserved(path))
+        Path(f"{folder}/sample-{nodes}.pickle").write_bytes(pickle.dumps(kept))
+        os.unlink(path)
 
 
 def _reserved(path: str) -> list[tuple[int, int]]:
@@ -99,16 +102,16 @@ def _reserved(path: str) -> list[tuple[int, int]]:
     return pieces
 
 
-def load(folder: str) -> Loaded:
-    """What `prepare` kept."""
-    return Loaded(*pickle.loads(Path(f"{folder}/sample.pickle").read_bytes()))
+def load(folder: str) -> list[Loaded]:
+    """What `prepare` kept; a run takes the sample that its seed leads to, in turn."""
+    return [Loaded(*pickle.loads(Path(f"{folder}/sample-{nodes}.pickle").read_bytes())) for nodes in NODES]
 
 
 def run_one(folder: str, loaded: Loaded, damage: Plan) -> Outcome:
     """Damage a copy and try it, in this process."""
     sample, image, reserved = loaded
     path = f"{folder}/trial-{os.getpid()}.pool"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.ftruncate(fd, len(image))
         for offset, length in reserved:
@@ -132,8 +135,9 @@ def _strike(fd: int, damage: Plan) -> None:
 
 def serve(folder: str, seeds: range) -> None:
     """Run each seed in a forked child and print one line of JSON for each."""
-    loaded = load(folder)
+    all_loaded = load(folder)
     for seed in seeds:
+        loaded = all_loaded[seed % len(all_loaded)]
         damage = plan(*loaded, seed)
         pieces = [(one.area, one.kind, one.offset, len(one.after), one.changed) for one in damage.pieces]
         result = Result(seed, pieces, damage.attached)
@@ -199,7 +203,7 @@ def _await(reader: int, child: int) -> tuple[bytes, bool]:
 # ---------------------------------------------------------------------- the driver
 
 
-def campaign(first_seed: int, runs: int, jobs: int) -> Iterator[Result]:
+def campaign(first_seed: int, runs: int, jobs: int) -> Generator[Result, None, None]:
     """Run the seeds on `jobs` fork servers; yields results as they come. Leaves nothing behind."""
     shared_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     folder = tempfile.mkdtemp(prefix="sharedrag-fuzz-", dir=shared_memory)
@@ -303,6 +307,8 @@ def main(
             progress.update(task, advance=1, description=f"damaging ({len(tally.failures)} failures)")
             if result.failures and len(tally.failures) <= 20:
                 _print_failure(console, result)
+            if not console.is_terminal and tally.runs % 500 == 0:
+                console.print(f"{tally.runs:,} runs, {time.monotonic() - started:.0f} s, {len(tally.failures)} failures")
     console.print(tally.table())
     console.print(
         f"{tally.runs:,} runs in {time.monotonic() - started:.0f} s; {tally.changed:,} changed a byte, of these "

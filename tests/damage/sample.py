@@ -23,7 +23,7 @@ from sharedrag import Pool, layout
 from sharedrag.manifest import Kind, State
 from sharedrag.segment import Segment
 
-CAPACITY = "8 MiB"
+CAPACITY_MIB = 8  # of each node
 QUERIES = 3
 _START = datetime(2025, 1, 1, tzinfo=UTC)
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -86,13 +86,13 @@ class Sample:
 METRICS = {"notes": ("cosine", "float32", 8), "halves": ("l2", "float16", 6), "keys": ("cosine", "float32", None)}
 
 
-def build(path: str, seed: int = 1) -> Sample:
-    """Make the pool at `path`; returns what it holds."""
+def build(path: str, nodes: int, seed: int = 1) -> Sample:
+    """Make the pool at `path`, its lanes on one node or on two; returns what it holds."""
     rng = np.random.default_rng(seed)
     sample = Sample()
     with (
-        Pool.open(path, create=True, capacity=CAPACITY, maintenance=False) as first,
-        Pool.open(path, maintenance=False) as second,
+        Pool.open(path, create=True, capacity=f"{nodes * CAPACITY_MIB} MiB", nodes=nodes, maintenance=False) as first,
+        Pool.open(path, node=nodes - 1, maintenance=False) as second,
     ):
         for name, (metric, dtype, dimension) in METRICS.items():
             sample.live[name], sample.gone[name], sample.order[name] = {}, set(), []
@@ -105,6 +105,7 @@ def build(path: str, seed: int = 1) -> Sample:
                     _write(pool, sample, name, rng, round_)
             if round_ in (3, 6):
                 first.maintain()
+                second.maintain()
         _leave_half_a_put(path)
         _describe(first, sample)
     _judge(sample, rng)
@@ -164,20 +165,28 @@ def _describe(pool: Pool, sample: Sample) -> None:
     sample.file_size = geometry.file_size
     add = sample.areas.append
     add(Area("superblock", 0, 88))
-    add(Area("node words", geometry.node_offset(0), 384))
-    add(Area("lane slots", geometry.lane_offset(0, 0), 4 * layout.LANE_SIZE))
-    add(Area("session slots", geometry.session_offset(0, 0), 4 * layout.SESSION_SIZE))
-    current = arena.refresh().manifests[0]
+    for node in range(geometry.nodes):
+        _describe_node(pool, node, sample)
+
+
+def _describe_node(pool: Pool, node: int, sample: Sample) -> None:
+    arena = pool.arena
+    geometry = arena.geometry
+    add = sample.areas.append
+    add(Area("node words", geometry.node_offset(node), 384))
+    add(Area("lane slots", geometry.lane_offset(node, 0), 4 * layout.LANE_SIZE))
+    add(Area("session slots", geometry.session_offset(node, 0), 4 * layout.SESSION_SIZE))
+    current = arena.refresh().manifests[node]
     for generation in (current.generation, current.generation - 1):
         name = "manifest" if generation == current.generation else "manifest, the slot before"
-        add(Area(name, geometry.manifest_offset(0, generation), 184 + 104 * len(current.entries) + 300))
+        add(Area(name, geometry.manifest_offset(node, generation), 184 + 104 * len(current.entries) + 300))
     for entry in current.entries:
-        start = geometry.extent_offset(0, entry.first_extent)
+        start = geometry.extent_offset(node, entry.first_extent)
         if entry.kind == Kind.DELETIONS and entry.visible:
             add(Area("deletion vectors", start, entry.size_used))
         if entry.kind != Kind.SEGMENT or not entry.visible:
             continue
-        segment = arena.segment(0, entry)
+        segment = arena.segment(node, entry)
         rows = segment.watermark()
         add(Area("segment header", start, 64))
         add(Area("watermark", start + 1024, 8))
