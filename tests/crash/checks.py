@@ -43,10 +43,11 @@ def records_of(collection: Collection) -> Records:
 
 def fixed_memory(pool: Pool) -> int:
     """Bytes behind everything but extents, counted in a pool without collections."""
-    return pool.arena.region.allocated() - _entry_bytes(pool)
+    return pool.arena.region.allocated() - entry_bytes(pool)
 
 
-def _entry_bytes(pool: Pool) -> int:
+def entry_bytes(pool: Pool) -> int:
+    """Bytes that the manifests' entries name, those in the rescue extents left out: their memory is always there."""
     geometry = pool.arena.geometry
     return sum(
         entry.extents * EXTENT_SIZE
@@ -75,7 +76,7 @@ def check_space(pool: Pool, fixed: int) -> None:
     check_map(pool)
     states = {EntryState(entry.state).name for one in pool.arena.refresh().manifests for entry in one.entries}
     assert not states & {"BUILDING", "PUNCHING", "RETIRED"}, states
-    allocated, named = pool.arena.region.allocated(), fixed + _entry_bytes(pool)
+    allocated, named = pool.arena.region.allocated(), fixed + entry_bytes(pool)
     assert allocated == named, f"{allocated - named:,} bytes stand behind nothing"
 
 

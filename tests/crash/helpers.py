@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sharedrag import Collection, Pool
-from sharedrag.manifest import State
+from sharedrag.manifest import Entry, Kind, State
+from sharedrag.segment import Segment
 from tests.crash.remote import Remote
 
 _WAIT_S = 20.0
@@ -58,3 +59,20 @@ def stopped(remote: Remote) -> Iterator[None]:
         yield
     finally:
         remote.worker.signal(signal.SIGCONT)
+
+
+def segments_of(pool: Pool, name: str = "notes") -> list[tuple[Entry, Segment]]:
+    """The visible segments of a collection with their entries."""
+    return [
+        (entry, pool.arena.segment(one.node, entry))
+        for one in pool.arena.refresh().manifests
+        if (definition := one.collection(name))
+        for entry in one.entries
+        if entry.collection == definition.number and entry.kind == Kind.SEGMENT and entry.visible
+    ]
+
+
+def keys_of(collection: Collection) -> dict[str, int]:
+    """Each live record's order key."""
+    table = collection.scan(columns=["id", "key"])
+    return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sharedrag import Pool, PoolFull, Where
+from sharedrag import Pool, PoolFull, Where, layout
 
 
 def create_when_told(conn: Connection, path: str, number: int) -> None:
@@ -177,5 +177,64 @@ def count_up(conn: Connection, path: str, rounds: int) -> None:
 def hold(conn: Connection, path: str, name: str) -> None:
     """Take a name and keep it."""
     with Pool.open(path) as pool, pool.exclusive(name):
+        conn.send("held")
+        conn.recv()
+
+
+def spin(conn: Connection, path: str, lane_of: str) -> None:
+    """Put without pause, one record or a few at a time, until told to stop."""
+    with Pool.open(path, maintenance=False) as pool:
+        collection = pool.collection("notes", 16)
+        number = 0
+        while not conn.poll(0):
+            ids = [f"{lane_of}{index}" for index in range(number % 3000, number % 3000 + 1 + number % 4)]
+            vectors = np.full((len(ids), 16), 1.0 + number)
+            collection.put(
+                ids, vectors, [f"{one} {number} " + "y" * (number % 300) for one in ids], [{"n": number}] * len(ids)
+            )
+            number += 1
+        conn.send(number)
+
+
+def play_chain(conn: Connection, path: str, mine: str, others: str) -> None:
+    """Put link n of one's own side as soon as the other side's link before it is seen, until told to stop."""
+    with Pool.open(path, maintenance=False) as pool:
+        collection = pool.collection("chain")
+        number = 0
+        while not conn.poll(0):
+            needed = f"{others}{number - 1 if mine == 'a' else number}"
+            if (mine == "a" and number == 0) or needed in collection:
+                collection.put([f"{mine}{number}"], texts=[str(number)])
+                number += 1
+        conn.send(number)
+
+
+def write_groups(conn: Connection, path: str) -> None:
+    """Overwrite ten records again and again in one batch; with every third one, delete and insert them in one batch."""
+    with Pool.open(path, maintenance=False) as pool:
+        collection = pool.collection("groups", 4)
+        ids = [f"g{number}" for number in range(10)]
+        number = 0
+        while not conn.poll(0):
+            collection.put(ids, np.ones((10, 4)), [str(number)] * 10, delete=ids if number % 3 == 0 else ())
+            number += 1
+
+
+def write_with_clock(conn: Connection, path: str, ahead_us: int) -> None:
+    """Write one record with a clock that is ahead."""
+    now = time.time_ns
+    time.time_ns = lambda: now() + ahead_us * 1000
+    with Pool.open(path, maintenance=False) as pool:
+        pool.collection("notes").put(["by the fast clock", "contested"], texts=["ahead", "ahead"])
+        conn.send("written")
+
+
+def hold_everything(conn: Connection, path: str) -> None:
+    """Hold a name, a lane, a session, the maintenance lock and the node lock, all at once, for good."""
+    pool = Pool.open(path, maintenance=False)
+    pool.collection("notes").put(["x"], texts=["takes a lane"])
+    area = pool.arena.geometry.node_offset(0)
+    with pool.exclusive("name"), pool.arena.node_locked("test"):
+        assert pool.arena.session.locks.try_lock(area + layout.HORIZON_OFFSET)
         conn.send("held")
         conn.recv()
