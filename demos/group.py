@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -135,12 +136,20 @@ class Group:
 
     def _start(self, node: int) -> None:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=node_process.run, args=(theirs, self._tasks[node]), name=f"node {node}", daemon=True
-        )
-        process.start()
+        self._processes[node] = self._launched(node_process.run, (theirs, self._tasks[node]), f"node {node}")
         theirs.close()
-        self._processes[node], self._channels[node] = process, ours
+        self._channels[node] = ours
+
+    def _launched(self, work: Callable[..., None], args: tuple[object, ...], name: str) -> SpawnProcess:
+        process = self._context.Process(target=work, args=args, name=name, daemon=True)
+        # Ctrl-C reaches every process of the terminal. Ours decides what then becomes of the others, which inherit that
+        # they ignore it, from their first instruction on.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return process
 
     def _pid(self, node: int) -> int:
         return self._processes[node].pid or 0
@@ -322,8 +331,7 @@ class Group:
         """Bytes that a process with private copies of the chat and of the made-up rows needs for each."""
         ours, theirs = self._context.Pipe(duplex=False)
         args = (theirs, self.pool.path, (history.COLLECTION, BALLAST))
-        process = self._context.Process(target=private_copies, args=args, name="private copies", daemon=True)
-        process.start()
+        process = self._launched(private_copies, args, "private copies")
         theirs.close()
         try:
             return int(ours.recv()), int(ours.recv())

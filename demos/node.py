@@ -9,7 +9,6 @@ node leaves, so nothing is left behind.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -56,8 +55,6 @@ WARM_UP_TEXT = "the same words again and again " * 40
 
 def run(channel: Connection, task: Task) -> None:
     """The process's main function."""
-    # Ctrl-C reaches every process of the terminal; the demo's own decides what then happens to its nodes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         try:
