@@ -45,6 +45,7 @@ _ENTRY = struct.Struct("<QBBHIQQQQQQQ32x")
 _RELIES_ON = struct.Struct(f"<{layout.NODES_MAX}Q")
 _MAGIC = b"SRMF"
 _READ_ATTEMPTS = 2000
+_COUNTER_DIGITS = 20  # `rows_retired` and `next` are written in decimal, and grow
 assert _BODY_OFFSET == 184 and _ENTRY.size == 104
 UID_NODE_SHIFT = 48
 
@@ -181,6 +182,22 @@ def decode(node: int, header: bytes, body: bytes) -> Manifest:
     return Manifest(
         node, generation, next_number, published_us, _RELIES_ON.unpack(relies_on), entries, collections, catalog["next"]
     )
+
+
+def check_catalog_room(geometry: Geometry, manifest: Manifest, path: str) -> None:
+    """Raise `PoolFull` if the collections leave no room in the slot for an entry for each extent.
+
+    With that room kept free, a manifest outgrows its slot only here, where nothing is lost yet.
+    """
+    catalog = len(encode(manifest)) - _ENTRY.size * len(manifest.entries) + _COUNTER_DIGITS * len(manifest.collections)
+    room = geometry.manifest_slot_size - _ENTRY.size * geometry.extents_per_node
+    if catalog > room:
+        raise PoolFull(
+            f"{len(manifest.collections):,} collections need {catalog:,} bytes of the manifest, there are {room:,} for them",
+            operation="collection",
+            path=path,
+            hint="Drop collections that are not needed, tell records apart by metadata, or make a pool of larger capacity",
+        )
 
 
 def root_index(geometry: Geometry, node: int) -> int:

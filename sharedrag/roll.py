@@ -162,7 +162,7 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
 
 
 def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
-    """Put a collection into this node's catalog unless it is there; returns the node's manifest. Raises `PoolBusy`."""
+    """Put a collection into this node's catalog unless it is there; returns the node's manifest. Raises `PoolBusy`, `PoolFull`."""
     with arena.node_locked("collection") as current:
         assert current is not None
         if current.collection(wanted.name) is not None:
@@ -177,5 +177,6 @@ def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
             wanted.created_us,
         )
         new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
+        manifest.check_catalog_room(arena.geometry, new, arena.path)
         arena.publish(new)
         return new

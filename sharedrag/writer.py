@@ -138,6 +138,8 @@ class Writer:
     def _room_was_made(self, deadline: float) -> bool:
         """After `PoolFull`: maintain, or wait for whoever does; False when nothing more is to be had."""
         node = self._arena.node
+        if time.monotonic() >= deadline:
+            return False  # what was freed before did not help
         while True:
             before = self._arena.refresh().roots[node]
             report = self._maintainer.run()
