@@ -162,7 +162,10 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
 
 
 def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
-    """Put a collection into this node's catalog unless it is there; returns the node's manifest. Raises `PoolBusy`, `PoolFull`."""
+    """Put a collection into this node's catalog unless it is there; returns the node's manifest.
+
+    Raises `PoolBusy`, `PoolFull`.
+    """
     with arena.node_locked("collection") as current:
         assert current is not None
         if current.collection(wanted.name) is not None:

@@ -8,6 +8,17 @@ import pytest
 
 from sharedrag import Pool, PoolFull, writer
 from sharedrag.info import MaintenanceReport
+from sharedrag.maintenance import Maintainer
+
+
+def _declare(pool: Pool, names: list[str]) -> None:
+    for name in names:
+        pool.collection(name)
+
+
+def _idle_round(_: object) -> MaintenanceReport:
+    time.sleep(0.01)
+    return MaintenanceReport(elected=True, bytes_freed=1)
 
 
 def test_too_many_collections_are_refused_while_there_is_room_for_records(pool_path: str) -> None:
@@ -15,11 +26,10 @@ def test_too_many_collections_are_refused_while_there_is_room_for_records(pool_p
     works, and after a drop there is room for another.
     """
     with Pool.open(pool_path, create=True, capacity="2 MiB", maintenance=False) as pool:
-        names: list[str] = []
+        names = [f"{number:03}" + "x" * 200 for number in range(1000)]
         with pytest.raises(PoolFull, match=r"collections need [\d,]+ bytes of the manifest.*Drop collections"):
-            while True:
-                pool.collection(f"{len(names):03}" + "x" * 200)
-                names.append(f"{len(names):03}" + "x" * 200)
+            _declare(pool, names)
+        names = pool.collections()
         assert len(names) > 100
         for name in names[:10]:
             pool.collection(name).put(["a"], None, [name])
@@ -40,8 +50,6 @@ def test_a_put_gives_up_when_what_maintenance_frees_does_not_help(pool_path: str
         collection = pool.collection("notes")
         monkeypatch.setattr(writer, "roll", no_room)
         monkeypatch.setattr(writer, "_FULL_WAIT_S", 0.1)
-        monkeypatch.setattr(
-            writer.Maintainer, "run", lambda _: time.sleep(0.01) or MaintenanceReport(elected=True, bytes_freed=1)
-        )
+        monkeypatch.setattr(Maintainer, "run", _idle_round)
         with pytest.raises(PoolFull):
             collection.put(["a"], None, ["b"])
