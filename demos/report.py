@@ -47,9 +47,11 @@ def _result(outcome: Outcome) -> Table:
 
 def _rows(outcome: Outcome) -> list[tuple[str, str, str]]:
     lost = len(outcome.lost) + len(outcome.changed) + (outcome.kill.missing if outcome.kill else 0)
+    more = outcome.unacknowledged
+    unsaid = f"; {more:,} more were published by the killed process before it could say so" if more else ""
     return [
         ("rows in the pool", f"{outcome.rows_in_pool:,}", f"of {outcome.total:,} exchanges in four shares"),
-        ("acknowledged", f"{outcome.acknowledged:,}", "the call that put them has returned in its process"),
+        ("acknowledged", f"{outcome.acknowledged:,}", f"the call that put them has returned in its process{unsaid}"),
         ("lost rows", f"{lost:,}", "acknowledged, but not there with their text when another process looked"),
         ("errors", f"{len(outcome.errors):,}", "in all processes, the kill apart"),
         ("pool verified", "no" if outcome.problems else "yes", "every checksum and link of the file"),
@@ -68,7 +70,7 @@ def _kill(outcome: Outcome) -> list[tuple[str, str, str]]:
             f"SIGKILL of node {kill.node}",
             f"at {kill.at:.1f} s",
             f"process {kill.pid}; {kill.acknowledged:,} of its rows acknowledged, {kill.missing} of them missing; "
-            f"{kill.written_unacknowledged} more written",
+            f"{kill.written_unacknowledged} more there",
         ),
         (
             "the other three",

@@ -79,7 +79,7 @@ def test_nothing_is_lost(played: Played) -> None:
     assert played.figure("lost rows") == "0"
     assert played.figure("errors") == "0"
     assert played.figure("pool verified") == "yes"
-    unsaid = int(re.search(r"(\d+) more written", " ".join(played.printed.split()))[1])  # type: ignore[index]
+    unsaid = int(re.search(r"(\d+) more there", " ".join(played.printed.split()))[1])  # type: ignore[index]
     assert int(played.figure("acknowledged")) + unsaid == EXCHANGES
 
 
