@@ -1,6 +1,7 @@
 """Kill and stop processes at random for a long time: nothing acknowledged may be lost, nobody may see a part or wait.
 
-    python -m tests.soak [--kills N] [--seed S] [--quick]     4 writers, 2 readers, a maintainer; one of them every 50 ms
+    python -m tests.soak [--kills N] [--seed S] [--nodes N] [--quick]
+                                              4 writers, 2 readers, a maintainer; one is struck every 50 ms
     python -m tests.soak --overwrite [--records N]            a million overwrites in a pool that holds a few of them
 
 Ends with exit code 1 on any anomaly.
@@ -105,27 +106,31 @@ class Place:
 class Soak:
     """The conductor: starts everybody, strikes at random, and compares in the end."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, console: Console) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, nodes: int, console: Console) -> None:
         self.path = str(folder / "soak.pool")
         self.folder = folder
         self.wanted = kills
         self.chance = random.Random(seed)
+        self.nodes = nodes
         self.console = console
         self.kills = self.stops = self.operations = self.checked = 0
         self.anomalies: list[str] = []
         self.ending = False
         self.started = time.monotonic()
         self.launcher = Launcher()
-        with Pool.open(self.path, create=True, capacity=CAPACITY, maintenance=False) as pool:
+        with Pool.open(self.path, create=True, capacity=CAPACITY, nodes=nodes, maintenance=False) as pool:
             self.fixed = checks.fixed_memory(pool)
             pool.collection("own", DIMENSION)
             pool.collection("shared")
         module = "tests.crash.soak_workers"
         self.logs = [folder / f"writer{slot}.log" for slot in range(WRITERS)]
         self.places = [
-            *(Place(self, f"writer {n}", f"{module}:write", self.path, n, str(self.logs[n])) for n in range(WRITERS)),
-            *(Place(self, f"reader {n}", f"{module}:read", self.path, n) for n in range(READERS)),
-            Place(self, "maintainer", f"{module}:maintain", self.path),
+            *(
+                Place(self, f"writer {slot}", f"{module}:write", self.path, slot % nodes, slot, str(self.logs[slot]))
+                for slot in range(WRITERS)
+            ),
+            *(Place(self, f"reader {n}", f"{module}:read", self.path, n % nodes, n) for n in range(READERS)),
+            *(Place(self, f"maintainer {node}", f"{module}:maintain", self.path, node) for node in range(nodes)),
         ]
 
     def run(self) -> None:
@@ -197,22 +202,32 @@ class Soak:
                 self._compare_all_own(pool, ledgers)
                 self._compare_shared(pool, ledgers)
                 checks.check_verifies(pool)
-                for _ in range(10):
-                    pool.maintain()
+                self._maintain_all()
+                pool.move_pins_on()
+                self._maintain_all()
                 checks.check_space(pool, self.fixed)
                 checks.check_verifies(pool)
                 for ledger in ledgers:
                     check_own(pool.collection("own"), ledger)
                 for name in pool.collections():
                     pool.drop(name)
-                pool.maintain()
+                pool.move_pins_on()
+                self._maintain_all()
                 checks.check_space(pool, self.fixed)
         except (Anomaly, AssertionError) as error:
             self.anomalies.append(f"in the end: {error}")
 
+    def _maintain_all(self) -> None:
+        for node in range(self.nodes):
+            with Pool.open(self.path, node=node, maintenance=False) as pool:
+                for _ in range(5):
+                    pool.maintain()
+
     def _compare_all_own(self, pool: Pool, ledgers: list[Ledger]) -> None:
         expected = {one: value for ledger in ledgers for one, value in ledger.own.items() if value is not None}
         found = {record.id: check_record(record) for record in pool.collection("own").find()}
+        if len(pool.collection("own")) != len(found):
+            raise Anomaly(f"len tells {len(pool.collection('own'))} of {len(found)} records")
         if found != expected:
             wrong = [one for one in {*found, *expected} if found.get(one) != expected.get(one)]
             raise Anomaly(f"LOST or back: {[(one, found.get(one), expected.get(one)) for one in wrong[:5]]}")
@@ -243,11 +258,11 @@ class Soak:
         return table
 
 
-def soak(kills: int, seed: int, console: Console) -> Soak:
+def soak(kills: int, seed: int, nodes: int, console: Console) -> Soak:
     """One whole soak in a folder of its own on shared memory, which is removed again."""
     folder = Path(tempfile.mkdtemp(prefix="sharedrag-soak-", dir="/dev/shm"))
     try:
-        done = Soak(folder, kills, seed, console)
+        done = Soak(folder, kills, seed, nodes, console)
         try:
             done.run()
         finally:
@@ -262,6 +277,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=10_000, help="how many processes to kill (default 10,000)")
     parser.add_argument("--seed", type=int, default=None, help="of the random choices (default: the time)")
+    parser.add_argument("--nodes", type=int, default=1, help="lock domains that the processes are spread over")
     parser.add_argument("--quick", action="store_true", help="200 kills")
     parser.add_argument("--overwrite", action="store_true", help="the reclaim workload instead")
     parser.add_argument("--records", type=int, default=1_000_000, help="writes of the reclaim workload")
@@ -271,7 +287,7 @@ def main() -> int:
         return overwrite(chosen.records, console)
     seed = chosen.seed if chosen.seed is not None else time.time_ns() % 1_000_000
     console.print(f"seed {seed}")
-    done = soak(200 if chosen.quick else chosen.kills, seed, console)
+    done = soak(200 if chosen.quick else chosen.kills, seed, chosen.nodes, console)
     console.print(done.table())
     for anomaly in done.anomalies[:20]:
         console.print(anomaly, style="red", markup=False, highlight=False)

@@ -36,7 +36,7 @@ def read(conn: Connection, path: str, seed: int) -> None:
                 value = -1 if record is None else record.metadata["value"]
                 wrong += value < newest[number] or (record is not None and record.text != f"{value} {_TEXT}")
                 newest[number] = max(newest[number], value)
-            found = notes.find({"ten": chance.randrange(IDS // 10)}, limit=20)
+            found = notes.find({"room": f"room {chance.randrange(IDS // 10)}"}, limit=20)
             wrong += len({record.id for record in found}) != len(found)
             queries += 2
     conn.send((queries, wrong))
@@ -65,7 +65,8 @@ def overwrite(records: int, console: Console, capacity: str = CAPACITY, ids: int
                         [f"n{number}" for number in numbers],
                         texts=[f"{value} {_TEXT}" for value in values],
                         metadata=[
-                            {"value": value, "ten": number // 10} for value, number in zip(values, numbers, strict=True)
+                            {"value": value, "room": f"room {number // 10}"}
+                            for value, number in zip(values, numbers, strict=True)
                         ],
                     )
                 except PoolFull as error:

@@ -214,13 +214,14 @@ def _choices(slot: int, chance: random.Random) -> Iterator[tuple[str, list[str],
             yield "own", own[: OWN // 2], []
 
 
-def write(conn: Connection, path: str, slot: int, log: str, seed: int) -> None:
+def write(conn: Connection, path: str, node: int, slot: int, log: str, seed: int) -> None:
     """A writer: recover what the one before left, then write until told to stop."""
     chance = random.Random(seed)
     speaker = Speaker(conn)
     ledger = Ledger(Path(log))
     ledger.load()
-    with Pool.open(path, maintenance=chance.random() < 0.5, name=f"writer {slot}", lock_timeout_s=30.0) as pool:
+    own_care = chance.random() < 0.5
+    with Pool.open(path, node=node, maintenance=own_care, name=f"writer {slot}", lock_timeout_s=30.0) as pool:
         collections = {"own": pool.collection("own", DIMENSION), "shared": pool.collection("shared")}
         try:
             recover(collections["own"], ledger)
@@ -238,13 +239,13 @@ def write(conn: Connection, path: str, slot: int, log: str, seed: int) -> None:
             speaker.report(Anomaly(f"FULL: {error}"))
 
 
-def read(conn: Connection, path: str, slot: int, seed: int) -> None:
+def read(conn: Connection, path: str, node: int, slot: int, seed: int) -> None:
     """A reader: batches whole, one value per group and never an older one, nothing dead among hits, a rising version."""
     chance = random.Random(seed)
     speaker = Speaker(conn)
     newest: dict[str, int] = {}
     version = 0
-    with Pool.open(path, maintenance=False, name=f"reader {slot}") as pool:
+    with Pool.open(path, node=node, maintenance=False, name=f"reader {slot}") as pool:
         own, shared = pool.collection("own", DIMENSION), pool.collection("shared")
         try:
             while speaker.going_on():
@@ -302,7 +303,14 @@ def _read_nearest(own: Collection, chance: random.Random) -> None:
 
 
 def _read_all(own: Collection) -> None:
-    """One scan is one cut: no id twice, each group whole and of one value."""
+    """One scan is one cut: no id twice, each group whole and of one value; and the live rows are counted right."""
+    view = own.live.acquire()
+    try:
+        counted = sum(int(part.alive[: part.rows].sum()) for part in view.parts)
+        if counted != view.live or any(part.rows - part.dead != int(part.alive[: part.rows].sum()) for part in view.parts):
+            raise Anomaly(f"{view.live} live rows by count, {counted} by bitmaps")
+    finally:
+        own.live.release()
     table = own.scan(columns=["id", "metadata"])
     ids = table["id"].to_pylist()
     if len(set(ids)) != len(ids):
@@ -316,11 +324,11 @@ def _read_all(own: Collection) -> None:
             raise Anomaly(f"HALF: group {group} in a scan: {values}")
 
 
-def maintain(conn: Connection, path: str, seed: int) -> None:
+def maintain(conn: Connection, path: str, node: int, seed: int) -> None:
     """A maintainer that never rests; now and then it makes, fills and drops a collection."""
     chance = random.Random(seed)
     speaker = Speaker(conn)
-    with Pool.open(path, maintenance=False, name="maintainer", lock_timeout_s=30.0) as pool:
+    with Pool.open(path, node=node, maintenance=False, name="maintainer", lock_timeout_s=30.0) as pool:
         while speaker.going_on():
             pool.maintain()
             if chance.random() < 0.1:
