@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 from sharedrag.errors import PoolFull
 from sharedrag.layout import EXTENT_SIZE, Geometry
 from sharedrag.manifest import Manifest
 from sharedrag.region import Region
+
+
+class Purpose(enum.Enum):
+    """What extents are wanted for: when space runs out, each leaves what the next needs to make some."""
+
+    PUT = "put"
+    DELETE = "delete"  # may take half of what is kept back: maintenance needs the rest to make room for more deletes
+    DELETION_VECTORS = "deletion vectors"  # the same; they can be done without
+    MERGE = "merge"  # may take all
 
 
 class Run(NamedTuple):
@@ -40,15 +50,16 @@ def free_extents(manifest: Manifest, geometry: Geometry) -> int:
     return sum(gap.extents for gap in gaps(manifest, geometry))
 
 
-def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, *, emergency: bool, path: str) -> Run:
+def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, purpose: Purpose, path: str) -> Run:
     """A run of between `least` and `wanted` extents, as near to `wanted` as there is room for.
 
-    Only an `emergency` (a delete, maintenance) may take the extents kept back. Raises `PoolFull` with the figures.
+    Raises `PoolFull` with the figures.
     """
     assert 0 < least <= wanted
     free = gaps(manifest, geometry)
     total = sum(gap.extents for gap in free)
-    allowed = total if emergency else total - geometry.extents_kept_back
+    kept = min(total, _kept_back_from(purpose, geometry))
+    allowed = total - kept
     if allowed >= least:
         want = min(wanted, allowed)
         for gap in free:
@@ -57,42 +68,47 @@ def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, *, e
         largest = max(free, key=lambda gap: gap.extents)
         if largest.extents >= least:
             return Run(largest.first, min(largest.extents, want))
-    kept = 0 if emergency else min(total, geometry.extents_kept_back)
     raise PoolFull(
         f"{least * EXTENT_SIZE:,} bytes wanted in one piece; of the node's {geometry.node_capacity:,} bytes "
         f"{(total - kept) * EXTENT_SIZE:,} are free"
-        + (f" ({kept * EXTENT_SIZE:,} more are kept back for deletes and maintenance)" if kept else "")
+        + (f" ({kept * EXTENT_SIZE:,} more are kept back to make room with)" if kept else "")
         + f", the largest piece has {max((gap.extents for gap in free), default=0) * EXTENT_SIZE:,}",
         operation="allocate",
         path=path,
-        hint="Delete records and run `sharedrag maintain`, close readers that hold old views (`sharedrag info`), "
-        "or make a pool of larger capacity",
+        hint="Delete records or drop a collection and run `sharedrag maintain`, close readers that hold old views "
+        "(`sharedrag info`), or make a pool of larger capacity",
     )
 
 
-def take(
-    region: Region, manifest: Manifest, geometry: Geometry, wanted: int, least: int, *, emergency: bool, operation: str
-) -> Run:
+def _kept_back_from(purpose: Purpose, geometry: Geometry) -> int:
+    """Extents that stay free although somebody wants them for this."""
+    shares = {Purpose.PUT: 1.0, Purpose.DELETE: 0.5, Purpose.DELETION_VECTORS: 0.5, Purpose.MERGE: 0.0}
+    return int(geometry.extents_kept_back * shares[purpose])
+
+
+def take(region: Region, manifest: Manifest, geometry: Geometry, wanted: int, least: int, purpose: Purpose) -> Run:
     """Choose a run and put zeroed memory behind it. REQUIRES: the node's lock.
 
-    Raises `PoolFull`. A run whose memory cannot be had is tried smaller, down to `least`; an emergency then falls back on
-    the rescue extents.
+    Raises `PoolFull`. A run whose memory cannot be had is tried smaller, down to `least`. Then a merge falls back
+    on the rescue extents, and so does a delete where memory ran out rather than the node's budget.
     """
     node = manifest.node
+    may_be_rescued = purpose is Purpose.MERGE
     try:
-        run = choose(manifest, geometry, wanted, least, emergency=emergency, path=region.path)
+        run = choose(manifest, geometry, wanted, least, purpose, region.path)
+        may_be_rescued = purpose in (Purpose.MERGE, Purpose.DELETE)
         try:
-            _reserve(region, geometry, node, run, operation)
+            _reserve(region, geometry, node, run, purpose.value)
         except PoolFull:
             if run.extents == least:
                 raise
             run = Run(run.first, least)
-            _reserve(region, geometry, node, run, operation)
+            _reserve(region, geometry, node, run, purpose.value)
         return run
     except PoolFull:
         start = geometry.extents_per_node - geometry.rescue_extents
         spare = [gap for gap in _gaps_between(manifest, start, geometry.extents_per_node) if gap.extents >= least]
-        if not (emergency and spare):
+        if not (may_be_rescued and spare):
             raise
         run = Run(spare[0].first, least)
         offset = geometry.extent_offset(node, run.first)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from sharedrag import deletions, extents, faults, layout, manifest, merge, order, probe, session
 from sharedrag.arena import Arena
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
+from sharedrag.extents import Purpose
 from sharedrag.info import MaintenanceReport
 from sharedrag.layout import EXTENT_SIZE, KEY_EPOCH_US, KEY_LANE_BITS
 from sharedrag.live import LiveRows, Part, View
@@ -103,6 +104,7 @@ class Maintainer:
             for name in names:
                 self._live_of(name).move_on()  # our own views must not be what keeps the sources
             self._reclaim(report)
+            report.segments_waiting = sum(entry.state == State.RETIRED for entry in self._newest().entries)
             report.seconds = time.perf_counter() - started
             if damaged is not None:
                 raise damaged
@@ -242,7 +244,8 @@ class Maintainer:
         frees = kept < sum(part.rows for part in group)
         built = self._build(name, group[0], shape, emergency=frees)
         if built is None:
-            return False
+            less = _with_less_to_keep(group, sources) if frees else []
+            return bool(less) and self._merge(name, view, covered, less, tombstones_below, report)
         entry, target = built
         faults.passing("merge.building")
         try:
@@ -293,7 +296,7 @@ class Maintainer:
             if definition is None or (wanted > spare and not emergency):
                 return None
             try:
-                run = extents.take(arena.region, current, arena.geometry, wanted, wanted, emergency=True, operation="merge")
+                run = extents.take(arena.region, current, arena.geometry, wanted, wanted, Purpose.MERGE)
             except PoolFull:
                 return None
             uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
@@ -414,7 +417,7 @@ class Maintainer:
         data = deletions.encode(covered)
         wanted = -(-len(data) // EXTENT_SIZE)
         try:
-            run = extents.take(arena.region, current, arena.geometry, wanted, wanted, emergency=True, operation="deletions")
+            run = extents.take(arena.region, current, arena.geometry, wanted, wanted, Purpose.DELETION_VECTORS)
         except PoolFull:
             return number
         offset = arena.geometry.extent_offset(current.node, run.first)
@@ -472,6 +475,12 @@ class Maintainer:
             assert current is not None
             arena.publish(current.with_entries(done))
         report.segments_freed += len(done)
+
+
+def _with_less_to_keep(group: list[Part], sources: list[merge.Source]) -> list[Part]:
+    """A smaller group, for want of room: the parts that nothing stays of, or else the first half; may be empty."""
+    gone = [part for part, source in zip(group, sources, strict=True) if not source.rows.size]
+    return gone or group[: len(group) // 2]
 
 
 def _packed(parts: list[Part], size_max: int, least: int) -> list[list[Part]]:

@@ -10,6 +10,7 @@ from sharedrag import extents, faults, manifest
 from sharedrag.arena import Arena
 from sharedrag.batch import Batch
 from sharedrag.errors import CollectionDropped, RecordTooLarge
+from sharedrag.extents import Purpose
 from sharedrag.lane import Lane, heap_needs
 from sharedrag.layout import EXTENT_SIZE, Geometry
 from sharedrag.manifest import CollectionEntry, Entry, Kind, Manifest, State
@@ -132,12 +133,13 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
                 path=arena.path,
                 hint="Split the batch, or make a pool of larger capacity",
             )
-        only_deletes = is_only_deletes(batch)
-        wanted = least if only_deletes else wanted_extents(geometry, smallest, entry.extents if entry else 0)
-        run = extents.take(region, current, geometry, wanted, least, emergency=only_deletes, operation="put")
+        purpose = Purpose.DELETE if is_only_deletes(batch) else Purpose.PUT
+        wanted = least if purpose is Purpose.DELETE else wanted_extents(geometry, smallest, entry.extents if entry else 0)
+        run = extents.take(region, current, geometry, wanted, least, purpose)
         faults.passing("roll.reserved")
         size = run.extents * EXTENT_SIZE
-        shape = shape_for(size, batch, previous if entry else None, definition, arena.path)
+        like = previous if entry and purpose is Purpose.PUT else None  # deletes need no room for texts
+        shape = shape_for(size, batch, like, definition, arena.path)
         uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
         offset = geometry.extent_offset(current.node, run.first)
         region.populate(offset, size)

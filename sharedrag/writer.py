@@ -58,11 +58,12 @@ class Writer:
         while not self._append_pinned(name, batch, definition):
             assert rolled < _ROLLS_MAX, "a segment made for a batch has no room for it"
             previous = self._appenders.get(name)
+            root = self._arena.refresh().roots[self._arena.node]
             try:
                 roll(self._arena, self.lane, name, batch, previous.segment if previous else None)
                 rolled += 1
             except PoolFull:
-                if not self._room_was_made(deadline):
+                if not self._room_was_made(root, deadline):
                     raise
 
     def _append_pinned(self, name: str, batch: Batch, definition: CollectionEntry) -> bool:
@@ -135,15 +136,16 @@ class Writer:
                 elif entry.state == State.OPEN and entry.uid != appender.segment.uid:
                     appender.others.append(self._arena.segment(one.node, entry))
 
-    def _room_was_made(self, deadline: float) -> bool:
-        """After `PoolFull`: maintain, or wait for whoever does; False when nothing more is to be had."""
+    def _room_was_made(self, root: int, deadline: float) -> bool:
+        """After a `PoolFull` under this root: maintain, or wait for whoever does; False when nothing more is to be had."""
         node = self._arena.node
         if time.monotonic() >= deadline:
             return False  # what was freed before did not help
         while True:
-            before = self._arena.refresh().roots[node]
+            if self._arena.refresh().roots[node] != root:
+                return True  # somebody else was faster, and has left maintenance nothing to do
             report = self._maintainer.run()
-            moved = self._arena.refresh().roots[node] != before
+            moved = self._arena.refresh().roots[node] != root
             if report.bytes_freed or report.segments_freed or (moved and not report.elected):
                 return True
             states = {entry.state for entry in self._arena.current.manifests[node].entries}
