@@ -139,7 +139,7 @@ def _collections(info: PoolInfo) -> RenderableType:
     for one in info.collections:
         table.add_row(
             plain(one.name),
-            f"{one.rows:,}",
+            "damaged" if one.damage else f"{one.rows:,}",
             f"{one.rows_dead:,}",
             str(one.dimension or "-"),
             str(one.segments_open),

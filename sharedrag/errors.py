@@ -50,7 +50,10 @@ class PoolDamaged(SharedRagError):
 
     def __init__(self, what: str, *, offset: int, operation: str = "", path: str = "", hint: str = "") -> None:
         self.offset = offset
-        hint = hint or "Run `sharedrag verify` to list what is damaged, then restore the pool or delete the records it names"
+        hint = hint or (
+            "Run `sharedrag verify` to list what is damaged; then delete the records, drop a collection that cannot be read "
+            "any more, or restore the pool from a copy"
+        )
         super().__init__(f"{what} at offset {offset}", operation=operation, path=path, hint=hint)
 
 

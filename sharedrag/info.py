@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from sharedrag import extents, layout, order, session, superblock
 from sharedrag.arena import Arena
+from sharedrag.errors import PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
 from sharedrag.live import LiveRows
 from sharedrag.manifest import Entry, Kind, State
@@ -56,6 +57,7 @@ class CollectionInfo(BaseModel):
     segments_sealed: int
     bytes_allocated: int
     version: int
+    damage: str = Field(default="", description="what keeps its rows from being counted")
 
 
 class NodeInfo(BaseModel):
@@ -261,14 +263,19 @@ def now_us() -> int:
 
 
 def collection_info(arena: Arena, name: str, live: LiveRows) -> CollectionInfo:
-    """A collection's rows and segments."""
-    rows, version = live.counts()
+    """A collection's rows and segments; damage that keeps its rows from being counted is told, not raised."""
+    rows = dead = version = 0
+    damage = ""
+    try:
+        view = live.acquire()
+        live.release()
+        rows, dead, version = view.live, sum(part.dead for part in view.parts), view.version
+    except PoolDamaged as error:
+        damage = f"{error.what} at offset {error.offset}"
     entries = collection_entries(arena, name)
     segments = [entry for entry in entries if entry.kind == Kind.SEGMENT]
     definition = live.definition
     assert definition is not None
-    view = live.acquire()
-    live.release()
     return CollectionInfo(
         name=name,
         dimension=definition.dimension,
@@ -276,9 +283,10 @@ def collection_info(arena: Arena, name: str, live: LiveRows) -> CollectionInfo:
         dtype=definition.dtype,
         embedding_model=definition.embedding_model,
         rows=rows,
-        rows_dead=sum(part.dead for part in view.parts),
+        rows_dead=dead,
         segments_open=sum(entry.state == State.OPEN for entry in segments),
         segments_sealed=sum(entry.state == State.SEALED for entry in segments),
         bytes_allocated=sum(entry.extents for entry in entries) * EXTENT_SIZE,
         version=version,
+        damage=damage,
     )

@@ -443,3 +443,50 @@ def test_what_reading_does_not_look_at_verify_does(pool_path: str) -> None:
     with Pool.open(pool_path, maintenance=False) as pool:
         assert pool.collection("notes").find({"n": 1}) == []
         assert len(pool.verify().problems) == 1
+
+
+# ---------------------------------------------------------------------- what the errors advise
+
+
+def test_a_damaged_record_can_be_deleted_and_is_merged_away(pool_path: str) -> None:
+    """The advice holds: a record whose text is damaged is deleted by its id, maintenance drops it, verify is content."""
+    _fill(pool_path)
+    _change(pool_path, _place(pool_path, "text_heap", 1, segment=1))
+    with Pool.open(pool_path, maintenance=False) as pool:
+        notes = pool.collection("notes")
+        with pytest.raises(PoolDamaged, match="delete the record"):
+            notes.get(["x"])
+        assert notes.delete(["x"]) == 1
+        assert [one.id for one in notes.find()] == ["w", "z"]
+    with Pool.open(pool_path, maintenance=False) as pool:
+        for _ in range(3):
+            pool.maintain()
+        assert pool.verify().ok
+        assert [one.id for one in pool.collection("notes").find()] == ["w", "z"]
+
+
+def test_a_collection_that_cannot_be_read_can_be_dropped_and_harms_no_other(pool_path: str) -> None:
+    """Damage that makes a collection unreadable leaves the others as they are; dropping it ends the damage."""
+    _fill(pool_path)
+    with Pool.open(pool_path, maintenance=False) as pool:
+        other = pool.collection("other")
+        other.put([f"id-{number}" for number in range(50)], None, ["text"] * 50)
+        other.put([f"id-{number}" for number in range(40)], None, ["newer"] * 40)
+    _change(pool_path, _place(pool_path, "key", 0, segment=0))
+    with Pool.open(pool_path, maintenance=False) as pool:
+        other = pool.collection("other")
+        with pytest.raises(PoolDamaged):
+            len(pool.collection("notes"))
+        with pytest.raises(PoolDamaged):
+            pool.maintain()
+        assert len(other) == 50
+        notes_info, other_info = pool.info().collections
+        assert "key" in notes_info.damage
+        assert (other_info.rows, other_info.damage) == (50, "")
+        pool.drop("notes")
+        pool.maintain()
+        assert pool.verify().ok
+        assert [one.text for one in other.find()] == ["text"] * 10 + ["newer"] * 40
+        notes = pool.collection("notes", dimension=4)
+        notes.put(["w"], None, ["anew"])
+        assert _text(notes, "w") == "anew"
