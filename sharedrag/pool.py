@@ -19,7 +19,7 @@ from sharedrag.arena import Arena, suitable_path
 from sharedrag.batch import Batch
 from sharedrag.collection import Collection
 from sharedrag.errors import CollectionDropped, PoolBusy, PoolNotFound, SharedRagError
-from sharedrag.info import MaintenanceReport, PoolInfo, VerifyReport
+from sharedrag.info import CollectionInfo, MaintenanceReport, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
 from sharedrag.live import LiveRows
 from sharedrag.maintenance import Maintainer
@@ -233,7 +233,7 @@ class Pool:
             sessions=info.session_infos(self.arena),
         )
 
-    def _collection_infos(self) -> Iterator[info.CollectionInfo]:
+    def _collection_infos(self) -> Iterator[CollectionInfo]:
         for name in self.collections():
             with suppress(CollectionDropped):  # meanwhile
                 yield info.collection_info(self.arena, name, self._live_of(name))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import os
 import pickle
 import queue
@@ -135,6 +136,7 @@ def _strike(fd: int, damage: Plan) -> None:
 
 def serve(folder: str, seeds: range) -> None:
     """Run each seed in a forked child and print one line of JSON for each."""
+    logging.getLogger("sharedrag").setLevel(logging.CRITICAL)  # that it warns of damage is no news here
     all_loaded = load(folder)
     for seed in seeds:
         loaded = all_loaded[seed % len(all_loaded)]
