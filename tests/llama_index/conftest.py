@@ -13,7 +13,7 @@ import pytest
 os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(llama_index.core.__file__).parent / "_static" / "tiktoken_cache")
 
 from sharedrag import Pool
-from tests.llama_index.staging import CORE, Alternating, Local, Worker, fresh_core_store
+from tests.llama_index.staging import CORE, Alternating, Core, Local, Worker, fresh_core_store
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +48,15 @@ def stores(request: pytest.FixtureRequest, place: str, style: str, pool_path: st
     if place == "core":
         if marker:
             pytest.skip(f"core differs: {marker.args[0]}")
-        yield lambda name: Alternating([fresh_core_store(CORE[name])], style)
+        made_core: list[Core] = []
+
+        def fresh(name: str) -> Alternating:
+            made_core.append(fresh_core_store(CORE[name]))
+            return Alternating(made_core[-1:], style)
+
+        yield fresh
+        for one in made_core:
+            one.close()
         return
     handles = [Pool.open(pool_path, create=True, capacity="64 MiB")]
     if place == "two handles":

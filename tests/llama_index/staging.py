@@ -33,14 +33,24 @@ def make(name: str, pool: Pool, collection: str) -> Any:
     return getattr(sharedrag.llama_index, name)(pool, collection)
 
 
-def call(store: Any, style: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of a method in the form that is asked for, as far as the class has it; attributes as they are."""
+def call(
+    store: Any,
+    style: str,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Callable[[Any], Any] = asyncio.run,
+) -> Any:
+    """The result of a method in the form that is asked for, as far as the class has it; attributes as they are.
+
+    `run` executes coroutines: by default each in an event loop of its own.
+    """
     names = [f"async_{method}", f"a{method}", method] if style == "async" else [method]
     found = getattr(store, next(name for name in names if hasattr(store, name)))
     if not callable(found):
         return found
     result = found(*args, **kwargs)
-    return asyncio.run(result) if inspect.iscoroutine(result) else result
+    return run(result) if inspect.iscoroutine(result) else result
 
 
 class Local:
@@ -49,16 +59,28 @@ class Local:
     def __init__(self, name: str, pool: Pool, collection: str) -> None:
         self.store = make(name, pool, collection)
 
-    def call(self, *what: Any) -> Any:
+    def call(self, style: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `call`."""
-        return call(self.store, *what)
+        return call(self.store, style, method, args, kwargs)
 
 
 class Core(Local):
-    """One of core's own stores."""
+    """One of core's own stores; one event loop for all calls, since core's SQL store is bound to its first."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
+        self._loop = asyncio.new_event_loop()
+
+    def call(self, style: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `call`."""
+        return call(self.store, style, method, args, kwargs, self._loop.run_until_complete)
+
+    def close(self) -> None:
+        """End the SQL store's connections in the loop in which they were made."""
+        engine = getattr(self.store, "_async_engine", None)
+        if engine is not None:
+            self._loop.run_until_complete(engine.dispose())
+        self._loop.close()
 
 
 def fresh_core_store(path: str) -> Core:

@@ -47,7 +47,8 @@ class Compared:
 
     def run(self, calls: list[Call], reads: list[Call]) -> None:
         """Each call answers alike, and so do these reads in between."""
-        core = Alternating([fresh_core_store(CORE[self.name])], "sync")
+        theirs = fresh_core_store(CORE[self.name])
+        core = Alternating([theirs], "sync")
         sides = [Local(self.name, self._handle, "main"), self._worker.store(self.name, self._handle.path, "main")]
         ours = Alternating(sides, "sync")
         try:
@@ -55,6 +56,7 @@ class Compared:
                 expected = plain(getattr(core, method)(*args, **kwargs))
                 assert plain(getattr(ours, method)(*args, **kwargs)) == expected, (method, args, kwargs)
         finally:
+            theirs.close()
             for one in self._handle.collections():
                 self._handle.drop(one)
 
