@@ -116,6 +116,16 @@ class Session:
         """Drop a collection."""
         self.pool.drop(name)
 
+    def space(self) -> str:
+        """Who has the pool's memory: every entry as (collection, state, lane, rows, extents), and what is free."""
+        info = self.pool.info()
+        entries = [
+            (entry.collection, entry.state, entry.lane, entry.rows, entry.extents)
+            for one in self.pool.arena.refresh().manifests
+            for entry in one.entries
+        ]
+        return f"free {info.free}, {[(one.name, one.rows, one.rows_dead) for one in info.collections]}, {entries}"
+
     def verify(self) -> list[str]:
         """What `verify` finds wrong."""
         return [f"{problem.what} at {problem.offset}" for problem in self.pool.verify().problems]

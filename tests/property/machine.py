@@ -140,7 +140,7 @@ class PoolMachine(RuleBasedStateMachine):
         try:
             handle.ask("put", name, rows, delete)
         except PoolFull:
-            assert self.held
+            assert self.held, handle.ask("space")
             while self.held:
                 self.look_again(0)
             handle.ask("put", name, rows, delete)

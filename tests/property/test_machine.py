@@ -1,4 +1,7 @@
-"""Random calls over several handles and processes against a plain dict. `HYPOTHESIS_PROFILE=deep` searches for long."""
+"""Random calls over several handles and processes against a plain dict.
+
+`HYPOTHESIS_PROFILE=deep` searches for long; it wants `--timeout 0 -o faulthandler_timeout=0`, against the watchdogs.
+"""
 
 from __future__ import annotations
 
