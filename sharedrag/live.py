@@ -226,8 +226,11 @@ class LiveRows:
         self._open = [state for state in self._states.values() if not state.sealed]
         if any(state.sealed for state in fresh):
             for node, entry in blocks:
-                started = self._start_from(self._read_block(node, entry), fresh, known)
-                known += started
+                try:
+                    covered = self._read_block(node, entry)
+                except PoolDamaged:
+                    continue  # only a head start is lost: the rows themselves tell which of them are dead
+                known += self._start_from(covered, fresh, known)
 
     def _read_block(self, node: int, entry: Entry) -> dict[int, deletions.Covered]:
         offset = self._arena.geometry.extent_offset(node, entry.first_extent)

@@ -376,10 +376,11 @@ class Maintainer:
     ) -> None:
         """Write deletion vectors when a new process would have to fold much without them."""
         known = self._covered_rows(name)
-        own = [part for part in view.parts if part.node == self._arena.node]
-        missing = sum(part.rows for part in own if part.sealed and part.segment.uid not in known)
-        if missing < _FOLDED_AGAIN_MAX:
-            return
+        if known is not None:
+            own = [part for part in view.parts if part.node == self._arena.node]
+            missing = sum(part.rows for part in own if part.sealed and part.segment.uid not in known)
+            if missing < _FOLDED_AGAIN_MAX:
+                return
         with self._arena.node_locked("maintain") as current:
             assert current is not None
             definition = current.collection(name)
@@ -391,14 +392,18 @@ class Maintainer:
                 self._arena.publish(current.with_entries(changed, next_number=number))
                 report.deletions_written += 1
 
-    def _covered_rows(self, name: str) -> set[int]:
+    def _covered_rows(self, name: str) -> set[int] | None:
+        """The segments that this node's deletion vectors cover; None if these are damaged."""
         newest = self._newest()
         definition = newest.collection(name)
         found: set[int] = set()
         for entry in newest.entries:
             if definition and entry.kind == Kind.DELETIONS and entry.visible and entry.collection == definition.number:
                 offset = self._arena.geometry.extent_offset(newest.node, entry.first_extent)
-                found |= deletions.decode(self._arena.region, offset, entry.extents * EXTENT_SIZE).keys()
+                try:
+                    found |= deletions.decode(self._arena.region, offset, entry.extents * EXTENT_SIZE).keys()
+                except PoolDamaged:
+                    return None
         return found
 
     def _take_block(

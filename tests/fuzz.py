@@ -175,7 +175,11 @@ def _answer(folder: str, loaded: Loaded, damage: Plan, stacks: Path, writer: int
         with stacks.open("w") as file:
             faulthandler.enable(file)
             faulthandler.register(signal.SIGUSR1, file)
+            unseen: list[str] = []
+            threading.excepthook = lambda hook: unseen.append(f"a thread dies of {hook.exc_value!r}")
+            sys.unraisablehook = lambda hook: unseen.append(f"nobody sees {hook.exc_value!r}")
             outcome = run_one(folder, loaded, damage)
+            outcome.untyped += unseen
         with os.fdopen(writer, "w") as pipe:
             json.dump(asdict(outcome), pipe)
         status = 0

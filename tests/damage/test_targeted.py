@@ -426,6 +426,32 @@ def test_a_manifest_that_relies_on_what_is_not_there_is_damage(pool_path: str) -
         Pool.open(pool_path, maintenance=False)
 
 
+def test_damaged_deletion_vectors_cost_time_but_no_answer(pool_path: str) -> None:
+    """Readers do without deletion vectors that fail their checksum, verify reports them, maintenance writes new ones."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool:
+        notes = pool.collection("notes")
+        ids = [f"note-{number}" for number in range(100)]
+        for turn in range(3):
+            notes.put(ids[turn:], None, [f"{turn}"] * (100 - turn))
+    with Pool.open(pool_path, maintenance=False) as pool:
+        pool.maintain()
+        current = pool.arena.refresh().manifests[0]
+        (block,) = [one for one in current.entries if one.kind == manifest.Kind.DELETIONS and one.visible]
+        start = pool.arena.geometry.extent_offset(0, block.first_extent)
+    for offset in (start, start + 8, start + 16, start + 40, start + block.size_used - 1):
+        _change(pool_path, offset, 0x01)
+        with Pool.open(pool_path, maintenance=False) as pool:
+            texts = {one.id: one.text for one in pool.collection("notes").find()}
+            assert texts == dict(zip(ids, ["0", "1"] + ["2"] * 98, strict=True))
+            assert [problem.offset for problem in pool.verify().problems] == [start]
+        _change(pool_path, offset, 0x01)
+    _change(pool_path, start, 0x01)
+    with Pool.open(pool_path, maintenance=False) as pool:
+        pool.maintain()
+        assert pool.verify().ok
+        assert len(pool.collection("notes")) == 100
+
+
 # ---------------------------------------------------------------------- the documented limits
 
 
