@@ -20,7 +20,7 @@ from sharedrag.arena import Arena, Snapshot
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
 from sharedrag.layout import EXTENT_SIZE
 from sharedrag.manifest import CollectionEntry, Entry, Kind, State, differs
-from sharedrag.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, are_flags_words, hashes_in, rows_in
+from sharedrag.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 from sharedrag.session import Pin
 
 _CUT_ATTEMPTS = 16
@@ -295,10 +295,8 @@ class LiveRows:
                 segment.check_id(row)
                 self._count_in(state, row, row + 1, int(not flags & PUT), int(not flags & HAS_VECTOR))
             return
+        segment.check_flags(slice(start, stop))
         flags_array = segment.flags_array[start:stop]
-        right = are_flags_words(flags_array, segment.key_array[start:stop])
-        if not right.all():
-            raise segment.damaged("flags and key fail their check", "flags", start + int(np.flatnonzero(~right)[0]), 2)
         keys = segment.key_array[max(0, start - 1) : stop]
         if not (keys[1:] > keys[:-1]).all():
             raise segment.damaged("order keys do not increase", "key", start)
@@ -374,12 +372,14 @@ class LiveRows:
     def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
         if found < 0:
             return
+        other.segment.flags_at(found)  # its key decides now, and it may be long since that was looked at
         if other.segment.key[found] < state.segment.key[row]:
             self._kill(other, found)
         else:
             self._kill(state, row)
 
     def _settle_all(self, state: _State, rows: npt.NDArray[np.int64], other: _State, found: npt.NDArray[np.int64]) -> None:
+        other.segment.check_flags(found)
         older = other.segment.key_array[found] < state.segment.key_array[rows]
         self._kill_all(other, found[older])
         self._kill_all(state, rows[~older])

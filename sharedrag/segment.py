@@ -310,6 +310,13 @@ class Segment:
         """The id of a row; raises `PoolDamaged` on impossible offsets."""
         return self._string(self.id_offsets, self.id_heap, row, "id_offsets")
 
+    def check_flags(self, rows: npt.NDArray[np.int64] | slice) -> None:
+        """Raise `PoolDamaged` unless flags and key of each of these rows, (m,) int64 or a slice, pass their check."""
+        right = are_flags_words(self.flags_array[rows], self.key_array[rows])
+        if not right.all():
+            row = int(np.arange(self.shape.rows)[rows][~right][0])
+            raise self.damaged("flags and key fail their check", "flags", row, 2)
+
     def check_id(self, row: int) -> None:
         """Raise `PoolDamaged` unless the id of a row is the one that its link was made of."""
         word = self.link[row]

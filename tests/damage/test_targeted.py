@@ -205,6 +205,22 @@ def test_a_handle_that_is_open_goes_on_without_the_superblock_and_says_so(pool_p
             _change(pool_path, offset)
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_key_that_is_damaged_under_an_open_handle_decides_nothing(pool_path: str, count: int) -> None:
+    """A handle that has looked at a row looks at its key again before that key decides which of two rows is newer."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool, Pool.open(pool_path) as other:
+        notes = pool.collection("notes")
+        ids = [f"note-{number}" for number in range(count)]
+        notes.put(ids, None, [OLD] * count)
+        assert len(notes) == count
+        (segment,) = _segments(pool)
+        for row in range(count):
+            segment.key[row] |= 1 << 60
+        other.collection("notes").put(ids, None, [NEW] * count)
+        with pytest.raises(PoolDamaged, match="key"):
+            notes.get(ids)
+
+
 def test_nothing_is_appended_where_damaged_offsets_lead(pool_path: str) -> None:
     """A writer that takes over a segment whose end of strings is damaged refuses, and overwrites nobody's bytes."""
     _fill(pool_path)
