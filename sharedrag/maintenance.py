@@ -265,6 +265,7 @@ class Maintainer:
     def _tombstones_to_keep(self, part: Part, group: list[Part], view: View, below: int) -> npt.NDArray[np.int64]:
         """Rows of the part's tombstones that still have a victim somewhere, or might get one."""
         segment = part.segment
+        segment.check_flags(slice(0, part.rows))  # a tombstone that damage hides would bring its victims back
         rows = np.flatnonzero((segment.flags_array[: part.rows] & PUT) == 0)
         if not rows.size:
             return rows

@@ -221,6 +221,28 @@ def test_a_key_that_is_damaged_under_an_open_handle_decides_nothing(pool_path: s
             notes.get(ids)
 
 
+def test_a_tombstone_that_is_damaged_under_an_open_handle_is_not_merged_away(pool_path: str) -> None:
+    """Maintenance looks at flags again before it decides what a merge may leave out: the victims stay deleted."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as first:
+        first.collection("notes").put([f"note-{number}" for number in range(60)], None, [OLD] * 60)
+        with Pool.open(pool_path, maintenance=False) as second:
+            theirs = second.collection("notes")
+            theirs.delete([f"note-{number}" for number in range(10)])
+            theirs.put(["a"], None, [NEW])
+        first.collection("notes").get(["a"])
+        tombstones = next(one for one in _segments(first) if one.watermark() == 11)
+        for row in range(10):
+            tombstones.flags[row] |= 1
+        with pytest.raises(PoolDamaged, match="flags"):
+            first.maintain()
+        for row in range(10):
+            tombstones.flags[row] &= 0xFFFE
+        first.maintain()
+        with Pool.open(pool_path, maintenance=False) as third:
+            assert len(third.collection("notes")) == 51
+            assert third.verify().ok
+
+
 def test_nothing_is_appended_where_damaged_offsets_lead(pool_path: str) -> None:
     """A writer that takes over a segment whose end of strings is damaged refuses, and overwrites nobody's bytes."""
     _fill(pool_path)
