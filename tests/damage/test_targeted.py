@@ -228,9 +228,8 @@ def test_a_tombstone_that_is_damaged_under_an_open_handle_is_not_merged_away(poo
         with Pool.open(pool_path, maintenance=False) as second:
             theirs = second.collection("notes")
             theirs.delete([f"note-{number}" for number in range(10)])
-            theirs.put(["a"], None, [NEW])
-        first.collection("notes").get(["a"])
-        tombstones = next(one for one in _segments(first) if one.watermark() == 11)
+        assert len(first.collection("notes")) == 50
+        tombstones = next(one for one in _segments(first) if one.watermark() == 10)
         for row in range(10):
             tombstones.flags[row] |= 1
         with pytest.raises(PoolDamaged, match="flags"):
@@ -239,7 +238,7 @@ def test_a_tombstone_that_is_damaged_under_an_open_handle_is_not_merged_away(poo
             tombstones.flags[row] &= 0xFFFE
         first.maintain()
         with Pool.open(pool_path, maintenance=False) as third:
-            assert len(third.collection("notes")) == 51
+            assert len(third.collection("notes")) == 50
             assert third.verify().ok
 
 
