@@ -36,6 +36,11 @@ class Batch(NamedTuple):
     vectors: npt.NDArray[np.generic] | None  # (rows, dimension) as stored, C-contiguous; zeros where a row has none
     norm_bits: list[int] | None  # None: all 1.0
 
+    @property
+    def only_deletes(self) -> bool:
+        """True for a batch that frees space rather than takes it."""
+        return not any(flags & PUT for flags in self.flags)
+
 
 def invalid(what: str, hint: str) -> InvalidRecord:
     """The error for a record that cannot be stored."""

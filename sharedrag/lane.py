@@ -111,8 +111,9 @@ def repair(segment: Segment) -> int:
 class Appender:
     """Appends batches to one open segment. One thread at a time (the handle's write lock)."""
 
-    def __init__(self, lane: Lane, segment: Segment) -> None:
+    def __init__(self, lane: Lane, segment: Segment, *, only_deletes: bool = False) -> None:
         """Take over an open segment of the lane, undoing what a killed holder left half-done."""
+        self.only_deletes = only_deletes  # a collection with vectors, but a segment made for deletes in a full pool
         self.segment = segment
         self.lane = lane
         self.others: list[Segment] = []  # open segments of the same collection on other lanes
@@ -142,7 +143,7 @@ class Appender:
     def _has_room(self, batch: Batch, rows: int) -> bool:
         """True if the batch fits behind the `rows` published."""
         shape = self.segment.shape
-        if rows + len(batch.ids) > shape.rows:
+        if rows + len(batch.ids) > shape.rows or (self.only_deletes and not batch.only_deletes):
             return False
         if len(batch.ids) == 1:
             ids, texts, metadata = len(batch.ids[0]), len(batch.texts[0]), len(batch.metadata[0])

@@ -10,7 +10,19 @@ import pyarrow as pa
 
 from sharedrag import order
 from sharedrag.live import Part
-from sharedrag.segment import HASH_MASK, HEADER_SIZE, HEAP_MAX, ROW_BITS, ROWS_MAX, Segment, Shape, buckets_for, hashes_in
+from sharedrag.segment import (
+    HASH_MASK,
+    HEADER_SIZE,
+    HEAP_MAX,
+    NORM_ONE,
+    PUT,
+    ROW_BITS,
+    ROWS_MAX,
+    Segment,
+    Shape,
+    buckets_for,
+    hashes_in,
+)
 
 _CHUNK_ROWS = 8192
 _STRINGS = (("id", "id_bytes"), ("text", "text_bytes"), ("metadata", "metadata_bytes"))
@@ -31,7 +43,8 @@ def source_of(part: Part, tombstones: npt.NDArray[np.int64]) -> Source:
 
 def shape_of(sources: list[Source]) -> Shape | None:
     """The shape that holds the sources' rows exactly, or None where one segment cannot."""
-    model = sources[0].segment.shape
+    shapes = [source.segment.shape for source in sources if _keeps_a_record(source)]
+    model = max(shapes, key=lambda shape: shape.dimension, default=None)
     heaps = []
     for column, _ in _STRINGS:
         total = 0
@@ -43,7 +56,12 @@ def shape_of(sources: list[Source]) -> Shape | None:
     rows = sum(source.rows.size for source in sources)
     if rows > ROWS_MAX or max(heaps) > HEAP_MAX:
         return None
-    return Shape(rows, buckets_for(max(1, rows)), model.dimension, model.dtype, *heaps)
+    dimension, dtype = (model.dimension, model.dtype) if model else (0, 0)  # tombstones have no vectors
+    return Shape(rows, buckets_for(max(1, rows)), dimension, dtype, *heaps)
+
+
+def _keeps_a_record(source: Source) -> bool:
+    return bool((source.segment.flags_array[source.rows] & PUT).any())
 
 
 def size_estimate(part: Part) -> int:
@@ -65,15 +83,16 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
         ("created", np.int64),
         ("checksum", np.uint64),
     ]
-    if target.shape.dimension:
-        columns.append(("norm", np.uint32))
     at = 0
     for source in sources:
         places = place[at : at + source.rows.size]
         at += source.rows.size
         for column, dtype in columns:
             target.array(column, dtype)[places] = source.segment.array(column, dtype)[source.rows]
-        if target.shape.dimension:
+        if target.shape.dimension and not source.segment.shape.dimension:  # only tombstones: their vectors stay zero
+            target.array("norm", np.uint32)[places] = NORM_ONE
+        elif target.shape.dimension:
+            target.array("norm", np.uint32)[places] = source.segment.array("norm", np.uint32)[source.rows]
             for start in range(0, source.rows.size, _CHUNK_ROWS):
                 chunk = slice(start, start + _CHUNK_ROWS)
                 target.vectors_array[places[chunk]] = source.segment.vectors_array[source.rows[chunk]]

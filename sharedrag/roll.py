@@ -6,15 +6,17 @@ needs more gets a segment to its measure. Heaps are sized by what the last segme
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sharedrag import extents, faults, manifest
 from sharedrag.arena import Arena
 from sharedrag.batch import Batch
-from sharedrag.errors import CollectionDropped, RecordTooLarge
-from sharedrag.extents import Purpose
+from sharedrag.errors import CollectionDropped, PoolFull, RecordTooLarge
+from sharedrag.extents import Purpose, Run
 from sharedrag.lane import Lane, heap_needs
 from sharedrag.layout import EXTENT_SIZE, Geometry
 from sharedrag.manifest import CollectionEntry, Entry, Kind, Manifest, State
-from sharedrag.segment import DTYPES, HEADER_SIZE, HEAP_MAX, PUT, ROWS_MAX, Segment, Shape, buckets_for
+from sharedrag.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
 
 _GROWTH = 4
 _FIRST_ROWS = 128
@@ -89,16 +91,52 @@ def sealed(entry: Entry, segment: Segment) -> Entry:
     return entry._replace(state=State.SEALED, rows=rows, key_min=first, key_max=last, size_used=used)
 
 
-def is_only_deletes(batch: Batch) -> bool:
-    """True for a batch that frees space rather than takes it."""
-    return not any(flags & PUT for flags in batch.flags)
-
-
 def wanted_extents(geometry: Geometry, least: Shape, previous_extents: int) -> int:
     """How many extents the next segment should have: room for a few rows like these, or four times the previous one."""
     first_bytes = HEADER_SIZE + (least.size - HEADER_SIZE) * max(1, _FIRST_ROWS // least.rows)
     grown = previous_extents * _GROWTH or -(-first_bytes // EXTENT_SIZE)
     return max(-(-least.size // EXTENT_SIZE), min(geometry.segment_size_max // EXTENT_SIZE, grown))
+
+
+def _room_for(
+    arena: Arena,
+    current: Manifest,
+    batch: Batch,
+    definition: CollectionEntry,
+    previous: Segment | None,
+    previous_extents: int,
+) -> tuple[Run, Shape]:
+    """Extents for a new segment, with memory behind them, and its shape. REQUIRES: the node lock.
+
+    Deletes go where puts may follow them. Only where there is no room for that they get a segment to their measure,
+    without vectors, from what is kept back: in a full pool a delete must not cost as much as a record.
+    Raises `PoolFull`, `RecordTooLarge`.
+    """
+    try:
+        smallest, least = _least(arena, batch, definition)
+        wanted = max(least, 0 if batch.only_deletes else wanted_extents(arena.geometry, smallest, previous_extents))
+        run = extents.take(arena.region, current, arena.geometry, wanted, least, Purpose.PUT)
+    except (PoolFull, RecordTooLarge):
+        if not batch.only_deletes:
+            raise
+        definition, previous = replace(definition, dimension=None), None
+        smallest, least = _least(arena, batch, definition)
+        run = extents.take(arena.region, current, arena.geometry, least, least, Purpose.DELETE)
+    return run, shape_for(run.extents * EXTENT_SIZE, batch, previous, definition, arena.path)
+
+
+def _least(arena: Arena, batch: Batch, definition: CollectionEntry) -> tuple[Shape, int]:
+    """The smallest segment for the batch, and its extents; raises `RecordTooLarge` if the node can never have them."""
+    smallest = least_shape(batch, definition, arena.path)
+    least = -(-smallest.size // EXTENT_SIZE)
+    if least > arena.geometry.extents_per_node - arena.geometry.rescue_extents:
+        raise RecordTooLarge(
+            f"the batch needs {least * EXTENT_SIZE:,} bytes in one piece, the node has {arena.geometry.node_capacity:,}",
+            operation="put",
+            path=arena.path,
+            hint="Split the batch, or make a pool of larger capacity",
+        )
+    return smallest, least
 
 
 def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | None) -> Segment:
@@ -124,22 +162,9 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
             changed[entry.uid] = (
                 closed if closed.rows else closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
             )
-        smallest = least_shape(batch, definition, arena.path)
-        least = -(-smallest.size // EXTENT_SIZE)
-        if least > geometry.extents_per_node - geometry.rescue_extents:
-            raise RecordTooLarge(
-                f"the batch needs {least * EXTENT_SIZE:,} bytes in one piece, the node has {geometry.node_capacity:,}",
-                operation="put",
-                path=arena.path,
-                hint="Split the batch, or make a pool of larger capacity",
-            )
-        purpose = Purpose.DELETE if is_only_deletes(batch) else Purpose.PUT
-        wanted = least if purpose is Purpose.DELETE else wanted_extents(geometry, smallest, entry.extents if entry else 0)
-        run = extents.take(region, current, geometry, wanted, least, purpose)
+        run, shape = _room_for(arena, current, batch, definition, previous if entry else None, entry.extents if entry else 0)
         faults.passing("roll.reserved")
         size = run.extents * EXTENT_SIZE
-        like = previous if entry and purpose is Purpose.PUT else None  # deletes need no room for texts
-        shape = shape_for(size, batch, like, definition, arena.path)
         uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
         offset = geometry.extent_offset(current.node, run.first)
         region.populate(offset, size)

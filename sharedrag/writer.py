@@ -107,7 +107,9 @@ class Writer:
                 and entry.lane == self.lane.global_number
                 and entry.collection == definition.number
             ):
-                self._appenders[name] = Appender(self.lane, self._arena.segment(self._arena.node, entry))
+                segment = self._arena.segment(self._arena.node, entry)
+                made_for_deletes = definition.dimension is not None and not segment.shape.dimension
+                self._appenders[name] = Appender(self.lane, segment, only_deletes=made_for_deletes)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Check our open segments against the newest manifests; learn the others' to order our keys after theirs."""

@@ -114,12 +114,59 @@ def test_half_the_records_deleted_at_random_make_room_for_others(small: sr.Pool,
     delete_all(collection, [f"{row}" for row in gone])
     small.maintain()
     added, _ = fill(collection, text_bytes, 10, prefix="new ")
-    assert added >= 0.5 * len(gone), f"{len(gone)} of {count} went, and only {added} came"
+    # A segment is rewritten when a third of it is dead, so up to a third of the space may still be waiting for that.
+    assert added >= 0.3 * len(gone), f"{len(gone)} of {count} went, and only {added} came"
     assert len(collection) == count - len(gone) + added
     dead = set(gone)
     kept = [f"{row}" for row in range(count) if row not in dead]
     assert all(one is not None for one in collection.get(kept)) and not any(collection.get([f"{row}" for row in gone]))
     assert small.verify().ok
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_deletes_in_a_full_pool_do_not_cost_as_much_as_vectors(small: sr.Pool, dtype: str) -> None:
+    """Records that are mostly vectors can be deleted at random from a full pool, and others put and found again."""
+    collection = small.collection("vectors", dimension=384, dtype=dtype)
+    vectors = np.random.default_rng(5).standard_normal((4 * CAPACITY // 1536, 384), np.float32)
+    count, full = 0, False
+    while not full and count < len(vectors):
+        try:
+            collection.put([f"{row}" for row in range(count, count + 20)], vectors[count : count + 20])
+            count += 20
+        except sr.PoolFull:
+            full = True
+    assert full
+    gone = random.Random(3).sample(range(count), count // 2)
+    delete_all(collection, [f"{row}" for row in gone])
+    kept = sorted(set(range(count)) - set(gone))
+    found = [hits[0].id for hits in collection.search(vectors[kept], k=1)]
+    assert found == [f"{row}" for row in kept]
+    small.maintain()
+    for start in range(0, len(gone) // 4, 10):
+        rows = gone[start : start + 10]
+        collection.put([f"{row}" for row in rows], vectors[rows])
+        kept += rows
+    with sr.Pool.open(small.path, maintenance=False) as other:
+        theirs = other.collection("vectors")
+        assert [hits[0].id for hits in theirs.search(vectors[kept], k=1)] == [f"{row}" for row in kept]
+        assert theirs.scan().num_rows == len(theirs) == len(kept)
+        assert other.verify().ok
+
+
+def test_a_put_after_deletes_in_a_full_pool_has_its_vector(small: sr.Pool) -> None:
+    """What comes after the deletes is a record like any other, with and without a vector, before and after maintenance."""
+    collection = small.collection("vectors", dimension=DIMENSION)
+    vectors = np.eye(DIMENSION, dtype=np.float32)
+    count, _ = fill(collection, 500, 10)
+    delete_all(collection, [f"{row}" for row in range(count - 50)], batches=200)
+    collection.put(["with", "without"], [vectors[7] * 3, None], ["a", "b"], delete=[f"{count - 1}"])
+    for _ in range(3):
+        assert [hit.id for hit in collection.search(vectors[7], k=3)] == ["with"]
+        (record,) = collection.get(["with"])
+        assert record is not None and record.vector is not None and np.allclose(record.vector, vectors[7] * 3)
+        assert collection.scan(columns=["id", "vector"]).num_rows == len(collection) == 51
+        assert small.verify().ok
+        small.maintain()
 
 
 def test_overwriting_the_same_records_never_fills_the_pool(small: sr.Pool) -> None:
