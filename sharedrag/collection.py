@@ -13,13 +13,15 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from sharedrag import arrow, batch, search
+from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, parse
-from sharedrag.live import LiveRows, Part, View
-from sharedrag.manifest import CollectionEntry
-from sharedrag.masks import Masks
-from sharedrag.segment import HAS_VECTOR, RawRow, Segment, hash31
+from sharedrag.search import knn
+from sharedrag.search import scan as scans
+from sharedrag.search.masks import Masks
+from sharedrag.segments import batch
+from sharedrag.segments.live import LiveRows, Part, View
+from sharedrag.segments.segment import HAS_VECTOR, RawRow, Segment, hash31
 
 if TYPE_CHECKING:
     from sharedrag.pool import Pool
@@ -187,7 +189,7 @@ class Collection:
         `filter` narrows by metadata, `ids` to these records; records without a vector are never found. Exact: every live
         vector that the filter admits is compared. Raises `InvalidRecord`, `InvalidFilter`, `PoolDamaged`.
         """
-        k = search.check_k(k)
+        k = knn.check_k(k)
         queries, single = self._queries(vectors)
         wanted = parse(filter)
         if ids is not None:
@@ -198,7 +200,7 @@ class Collection:
                 masks = [self.masks.of(part, wanted) for part in view.parts]
             if ids is not None:
                 masks = _narrow_to(view, ids, masks)
-            found = search.search_parts(view.parts, masks, queries, k, self.metric)
+            found = knn.search_parts(view.parts, masks, queries, k, self.metric)
             hits = [_hits(view.parts, one) for one in found]
         return hits[0] if single else hits
 
@@ -231,13 +233,13 @@ class Collection:
         are not looked at: `Pool.verify` does that.
         """
         wanted = parse(filter)
-        schema = arrow.schema(self.dimension, self.dtype, arrow.check_columns(columns))
+        schema = scans.schema(self.dimension, self.dtype, scans.check_columns(columns))
         with self._view() as view:
             batches: list[pa.RecordBatch] = []
             for part in view.parts:
                 mask = self._mask(part, wanted).copy() if wanted is not None or part.dead else None
                 if mask is None or mask.any():
-                    batches += arrow.batches(part, mask, view.pin, schema)
+                    batches += scans.batches(part, mask, view.pin, schema)
             return pa.Table.from_batches(batches, schema=schema)
 
 
@@ -280,7 +282,7 @@ def _record(segment: Segment, row: int) -> Record:
     return Record(raw.id.decode(), text, _metadata(segment, row, raw), batch.moment(raw.created_us), vector)
 
 
-def _hits(parts: tuple[Part, ...], found: search.Found) -> list[Hit]:
+def _hits(parts: tuple[Part, ...], found: knn.Found) -> list[Hit]:
     hits = []
     for score, index, row in zip(*found, strict=True):
         segment = parts[index].segment

@@ -7,12 +7,13 @@ import time
 
 from pydantic import BaseModel, Field
 
-from sharedrag import extents, layout, order, session, superblock
-from sharedrag.arena import Arena
+from sharedrag.arena import extents, session
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.manifest import Entry, Kind, State
 from sharedrag.errors import PoolDamaged
-from sharedrag.layout import EXTENT_SIZE
-from sharedrag.live import LiveRows
-from sharedrag.manifest import Entry, Kind, State
+from sharedrag.memory import layout, order, superblock
+from sharedrag.memory.layout import EXTENT_SIZE
+from sharedrag.segments.live import LiveRows
 
 
 class LaneInfo(BaseModel):

@@ -14,16 +14,19 @@ from typing import Any
 import faiss
 import xxhash
 
-from sharedrag import catalog, info, layout, superblock, verify
-from sharedrag.arena import Arena, suitable_path
-from sharedrag.batch import Batch
+from sharedrag import info
+from sharedrag.arena import catalog, creation
+from sharedrag.arena.attachment import Arena, suitable_path
+from sharedrag.arena.manifest import CollectionEntry, differs
 from sharedrag.collection import Collection
 from sharedrag.errors import CollectionDropped, PoolBusy, PoolNotFound, SharedRagError
 from sharedrag.info import CollectionInfo, MaintenanceReport, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
-from sharedrag.live import LiveRows
-from sharedrag.maintenance import Maintainer
-from sharedrag.manifest import CollectionEntry, differs
+from sharedrag.maintenance import verify
+from sharedrag.maintenance.maintainer import Maintainer
+from sharedrag.memory import layout
+from sharedrag.segments.batch import Batch
+from sharedrag.segments.live import LiveRows
 from sharedrag.writer import Writer
 
 _UNITS = {
@@ -116,7 +119,7 @@ class Pool:
                 if not os.path.exists(real):
                     if not 0 <= node < nodes:
                         raise ValueError(f"node {node}: a pool of nodes={nodes} has nodes 0 to {nodes - 1}")
-                    superblock.create(real, size, nodes)
+                    creation.create(real, size, nodes)
                 with suppress(PoolNotFound):  # somebody deleted it between the two steps: again
                     return cls(real, node, name, maintenance, lock_timeout_s)
         return cls(real, node, name, maintenance, lock_timeout_s)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 
-from sharedrag.arena import Arena, Snapshot
-from sharedrag.batch import Batch
+from sharedrag.arena import catalog
+from sharedrag.arena.attachment import Arena, Snapshot
+from sharedrag.arena.manifest import CollectionEntry, Kind, Manifest, State, differs
 from sharedrag.errors import CollectionDropped, PoolFull
-from sharedrag.lane import Appender, Lane
-from sharedrag.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, clock_of
-from sharedrag.maintenance import Maintainer
-from sharedrag.manifest import CollectionEntry, Kind, Manifest, State, differs
-from sharedrag.roll import declare, roll
+from sharedrag.maintenance.maintainer import Maintainer
+from sharedrag.memory.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, clock_of
+from sharedrag.segments.batch import Batch
+from sharedrag.segments.lane import Appender, Lane
+from sharedrag.segments.roll import roll
 
 _FULL_WAIT_S = 3.0  # how long a put waits for maintenance, here or elsewhere, to make room
 _FULL_POLL_S = 0.02
@@ -92,7 +93,7 @@ class Writer:
             raise CollectionDropped(what, operation="put", path=self._arena.path, hint=hint)
         self._declared[name] = definition
         if manifests[self._arena.node].collection(name) is None:
-            declare(self._arena, found)
+            catalog.declare(self._arena, found)
 
     def _take_over(self, name: str, snapshot: Snapshot) -> None:
         """Go on in the open segment that we just made, or that the lane's last holder left."""

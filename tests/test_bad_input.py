@@ -18,7 +18,7 @@ import xxhash
 import sharedrag as sr
 
 # The one place that knows where the modules are.
-from sharedrag import layout, region
+from sharedrag.memory import layout, region
 from sharedrag.pool import parse_size
 from tests.conftest import SHARED_MEMORY
 

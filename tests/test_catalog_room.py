@@ -8,7 +8,7 @@ import pytest
 
 from sharedrag import Pool, PoolFull, writer
 from sharedrag.info import MaintenanceReport
-from sharedrag.maintenance import Maintainer
+from sharedrag.maintenance.maintainer import Maintainer
 
 
 def _declare(pool: Pool, names: list[str]) -> None:

@@ -13,15 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sharedrag import (
-    Hit,
-    InvalidRecord,
-    Pool,
-    Record,
-    Where,
-    masks,
-)
-from sharedrag.segment import Segment
+from sharedrag import Hit, InvalidRecord, Pool, Record, Where
+from sharedrag.search import masks
+from sharedrag.segments.segment import Segment
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharedrag import Pool, PoolBusy, PoolDamaged, UnsupportedFileSystem, layout, locks, order
-from sharedrag.arena import Arena
-from sharedrag.layout import clock_of
-from sharedrag.manifest import Manifest
+from sharedrag import Pool, PoolBusy, PoolDamaged, UnsupportedFileSystem
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.manifest import Manifest
+from sharedrag.memory import layout, locks, order
+from sharedrag.memory.layout import clock_of
 from tests.crash import checks
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import fill_and_decay, keys_of, notes, segments_of, texts_of

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sharedrag import CollectionDropped, Pool, PoolBusy, PoolClosed, layout
-from sharedrag.locks import LockFile
-from sharedrag.manifest import State
+from sharedrag import CollectionDropped, Pool, PoolBusy, PoolClosed
+from sharedrag.arena.manifest import State
+from sharedrag.memory import layout
+from sharedrag.memory.locks import LockFile
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import fill_and_decay, notes, reclaimed, stopped, texts_of, until
 from tests.crash.launcher import Launcher

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sharedrag import Collection, Pool, extents
-from sharedrag.layout import EXTENT_SIZE
-from sharedrag.manifest import State as EntryState
+from sharedrag import Collection, Pool
+from sharedrag.arena import extents
+from sharedrag.arena.manifest import State as EntryState
+from sharedrag.memory.layout import EXTENT_SIZE
 from tests.crash.script import Records, State, Stored
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sharedrag import Collection, Pool
-from sharedrag.manifest import Entry, Kind, State
-from sharedrag.segment import Segment
+from sharedrag.arena.manifest import Entry, Kind, State
+from sharedrag.segments.segment import Segment
 from tests.crash.remote import Remote
 
 _WAIT_S = 20.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sharedrag import Pool, layout
+from sharedrag import Pool
 from sharedrag.faults import POINTS
+from sharedrag.memory import layout
 from tests.crash import checks, script
 from tests.crash.cases import Case, Stage, all_steps
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sharedrag import Pool, PoolFull, Where, layout
+from sharedrag import Pool, PoolFull, Where
+from sharedrag.memory import layout
 
 
 def create_when_told(conn: Connection, path: str, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from sharedrag import layout
+from sharedrag.memory import layout
 from tests.damage.sample import Area, Sample
 
 _PAGE = layout.PAGE

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import Pool, layout
-from sharedrag.manifest import Kind, State
-from sharedrag.segment import Segment
+from sharedrag import Pool
+from sharedrag.arena.manifest import Kind, State
+from sharedrag.memory import layout
+from sharedrag.segments.segment import Segment
 
 CAPACITY_MIB = 8  # of each node
 QUERIES = 3

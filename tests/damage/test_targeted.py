@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharedrag import Collection, Pool, PoolDamaged, SharedRagError, faults, lane, layout, manifest, order, session
-from sharedrag.manifest import State
-from sharedrag.segment import Segment, hash31
+from sharedrag import Collection, Pool, PoolDamaged, SharedRagError, faults
+from sharedrag.arena import manifest, session
+from sharedrag.arena.manifest import State
+from sharedrag.memory import layout, order
+from sharedrag.segments import lane
+from sharedrag.segments.segment import Segment, hash31
 
 OLD, NEW = "the old text", "the new text"
 

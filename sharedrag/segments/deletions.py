@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from sharedrag.errors import PoolDamaged
-from sharedrag.region import Region
+from sharedrag.memory.region import Region
 
 _HEADER = struct.Struct("<4sIQQQ")
 _ROW = struct.Struct("<QIIQ")

@@ -37,9 +37,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from sharedrag import layout, order
 from sharedrag.errors import PoolDamaged
-from sharedrag.region import Region
+from sharedrag.memory import layout, order
+from sharedrag.memory.region import Region
 
 _HEADER = struct.Struct("<4sIQIIIIQQQ")
 _HEADER_CHECKSUM = struct.Struct("<Q")

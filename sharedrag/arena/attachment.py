@@ -14,13 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sharedrag import layout, locks, manifest, order, superblock
-from sharedrag import region as regions
+from sharedrag.arena import manifest
+from sharedrag.arena.manifest import Entry, Manifest
+from sharedrag.arena.session import Pin, Session, write_label
 from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged, PoolReplaced
-from sharedrag.manifest import Entry, Manifest
-from sharedrag.region import Region
-from sharedrag.segment import Segment
-from sharedrag.session import Pin, Session, write_label
+from sharedrag.memory import layout, locks, order, superblock
+from sharedrag.memory import region as regions
+from sharedrag.memory.region import Region
+from sharedrag.segments.segment import Segment
 
 _LOAD_ATTEMPTS = 2000
 

@@ -33,10 +33,11 @@ from typing import Any, NamedTuple
 import orjson
 import xxhash
 
-from sharedrag import faults, layout, order
+from sharedrag import faults
 from sharedrag.errors import PoolDamaged, PoolFull
-from sharedrag.layout import Geometry
-from sharedrag.region import Region
+from sharedrag.memory import layout, order
+from sharedrag.memory.layout import Geometry
+from sharedrag.memory.region import Region
 
 _HEADER = struct.Struct("<4sIQQQQQ128s")
 _HEADER_CHECKSUM = struct.Struct("<Q")

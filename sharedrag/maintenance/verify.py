@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sharedrag import deletions, layout, manifest, order, superblock
-from sharedrag.arena import Arena
+from sharedrag.arena import manifest
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.manifest import Entry, Kind
 from sharedrag.errors import PoolDamaged
 from sharedrag.info import Problem, VerifyReport
-from sharedrag.layout import EXTENT_SIZE
-from sharedrag.manifest import Entry, Kind
-from sharedrag.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
+from sharedrag.memory import layout, order, superblock
+from sharedrag.memory.layout import EXTENT_SIZE
+from sharedrag.segments import deletions
+from sharedrag.segments.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
 
 _PROBLEMS_MAX = 1000
 _PROGRESS_ROWS = 10_000

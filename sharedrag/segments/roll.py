@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sharedrag import extents, faults, manifest
-from sharedrag.arena import Arena
-from sharedrag.batch import Batch
+from sharedrag import faults
+from sharedrag.arena import extents, manifest
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.extents import Purpose, Run
+from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
 from sharedrag.errors import CollectionDropped, PoolFull, RecordTooLarge
-from sharedrag.extents import Purpose, Run
-from sharedrag.lane import Lane, heap_needs
-from sharedrag.layout import EXTENT_SIZE, Geometry
-from sharedrag.manifest import CollectionEntry, Entry, Kind, Manifest, State
-from sharedrag.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
+from sharedrag.memory.layout import EXTENT_SIZE, Geometry
+from sharedrag.segments.batch import Batch
+from sharedrag.segments.lane import Lane, heap_needs
+from sharedrag.segments.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
 
 _GROWTH = 4
 _FIRST_ROWS = 128
@@ -186,27 +187,3 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
         )
         arena.publish(current.with_entries(changed, next_number=current.next_number + 1))
     return segment
-
-
-def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
-    """Put a collection into this node's catalog unless it is there; returns the node's manifest.
-
-    Raises `PoolBusy`, `PoolFull`.
-    """
-    with arena.node_locked("collection") as current:
-        assert current is not None
-        if current.collection(wanted.name) is not None:
-            return current
-        numbered = CollectionEntry(
-            current.next_collection,
-            wanted.name,
-            wanted.dimension,
-            wanted.metric,
-            wanted.dtype,
-            wanted.embedding_model,
-            wanted.created_us,
-        )
-        new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
-        manifest.check_catalog_room(arena.geometry, new, arena.path)
-        arena.publish(new)
-        return new

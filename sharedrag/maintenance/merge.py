@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sharedrag import order
-from sharedrag.live import Part
-from sharedrag.segment import (
+from sharedrag.memory import order
+from sharedrag.segments.live import Part
+from sharedrag.segments.segment import (
     HASH_MASK,
     HEADER_SIZE,
     HEAP_MAX,

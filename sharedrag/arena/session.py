@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sharedrag import faults, layout, manifest, order
+from sharedrag import faults
+from sharedrag.arena import manifest
+from sharedrag.arena.manifest import Manifest
 from sharedrag.errors import PoolBusy
-from sharedrag.layout import Geometry
-from sharedrag.locks import LockFile
-from sharedrag.manifest import Manifest
-from sharedrag.region import Region
+from sharedrag.memory import layout, order
+from sharedrag.memory.layout import Geometry
+from sharedrag.memory.locks import LockFile
+from sharedrag.memory.region import Region
 
 Generations = tuple[int, ...]
 

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import deletions, order, probe
-from sharedrag.arena import Arena, Snapshot
+from sharedrag.arena.attachment import Arena, Snapshot
+from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, State, differs
+from sharedrag.arena.session import Pin
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
-from sharedrag.layout import EXTENT_SIZE
-from sharedrag.manifest import CollectionEntry, Entry, Kind, State, differs
-from sharedrag.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
-from sharedrag.session import Pin
+from sharedrag.memory import order
+from sharedrag.memory.layout import EXTENT_SIZE
+from sharedrag.segments import deletions, probe
+from sharedrag.segments.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 
 _CUT_ATTEMPTS = 16
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop

@@ -20,17 +20,19 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import deletions, extents, faults, layout, manifest, merge, order, probe, session
-from sharedrag.arena import Arena
+from sharedrag import faults
+from sharedrag.arena import extents, manifest
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.extents import Purpose
+from sharedrag.arena.manifest import Entry, Kind, Manifest, State
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
-from sharedrag.extents import Purpose
 from sharedrag.info import MaintenanceReport
-from sharedrag.layout import EXTENT_SIZE, KEY_EPOCH_US, KEY_LANE_BITS
-from sharedrag.live import LiveRows, Part, View
-from sharedrag.locks import LockFile
-from sharedrag.manifest import Entry, Kind, Manifest, State
-from sharedrag.roll import sealed
-from sharedrag.segment import PUT, Segment, Shape, hashes_in
+from sharedrag.maintenance import merge, reclaim
+from sharedrag.memory import layout, order
+from sharedrag.memory.layout import EXTENT_SIZE, KEY_LANE_BITS
+from sharedrag.segments import deletions, probe
+from sharedrag.segments.live import LiveRows, Part, View
+from sharedrag.segments.segment import PUT, Segment, Shape, hashes_in
 
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
@@ -89,10 +91,10 @@ class Maintainer:
             if not elected:
                 return report
             started = time.perf_counter()
-            self._finish_what_was_begun(report)
-            self._close_abandoned_segments(report)
-            tombstones_below = self._tombstone_limit()
-            names = [entry.name for entry in self._newest().collections]
+            reclaim.finish_what_was_begun(self._arena, report)
+            reclaim.close_abandoned_segments(self._arena, report)
+            tombstones_below = reclaim.tombstone_limit(self._arena)
+            names = [entry.name for entry in reclaim.newest(self._arena).collections]
             damaged = None
             for name in names:
                 try:
@@ -103,92 +105,12 @@ class Maintainer:
                     damaged = error  # the other collections, and reclaim, must not suffer
             for name in names:
                 self._live_of(name).move_on()  # our own views must not be what keeps the sources
-            self._reclaim(report)
-            report.segments_waiting = sum(entry.state == State.RETIRED for entry in self._newest().entries)
+            reclaim.reclaim(self._arena, report)
+            report.segments_waiting = sum(entry.state == State.RETIRED for entry in reclaim.newest(self._arena).entries)
             report.seconds = time.perf_counter() - started
             if damaged is not None:
                 raise damaged
         return report
-
-    def _newest(self) -> Manifest:
-        return self._arena.refresh().manifests[self._arena.node]
-
-    # ------------------------------------------------------------------ what others left
-
-    def _finish_what_was_begun(self, report: MaintenanceReport) -> None:
-        """Undo half-built segments, finish punching, give back memory that stands behind free extents."""
-        arena, geometry = self._arena, self._arena.geometry
-        stale = {entry.uid: None for entry in self._newest().entries if entry.state == State.BUILDING}
-        if stale:
-            with arena.node_locked("maintain") as current:
-                assert current is not None
-                arena.publish(current.with_entries(dict(stale)))
-            report.builds_undone += len(stale)
-        self._punch(report)
-        with arena.node_locked("maintain") as current:
-            assert current is not None
-            before = arena.region.allocated()
-            for gap in extents.gaps(current, geometry):  # each: SEEK_DATA does not see memory that was only reserved
-                arena.region.punch(geometry.extent_offset(current.node, gap.first), gap.extents * EXTENT_SIZE)
-            report.bytes_freed += max(0, before - arena.region.allocated())
-
-    def _close_abandoned_segments(self, report: MaintenanceReport) -> None:
-        """Seal open segments of lanes that nobody holds, where they are empty or many; clear their intents."""
-        arena = self._arena
-        abandoned: dict[int, list[Entry]] = {}
-        for entry in self._newest().entries:
-            if entry.state == State.OPEN and entry.kind == Kind.SEGMENT:
-                abandoned.setdefault(entry.lane % layout.LANES_PER_NODE, []).append(entry)
-        with arena.guard:  # no fork meanwhile: a child would inherit, and keep, the lock of `other`
-            other = LockFile(arena.path, arena.region.identity)  # not the session's: that one's own lane would seem free
-            try:
-                for lane in range(layout.LANES_PER_NODE):
-                    offset = arena.geometry.lane_offset(arena.node, lane)
-                    if (lane in abandoned or arena.region.words[offset >> 3]) and other.try_lock(offset):
-                        arena.region.words[(offset + layout.LANE_INTENT) >> 3] = 0
-                        self._seal_all(abandoned.get(lane, []), report)
-                        other.unlock(offset)
-            finally:
-                other.close()
-
-    def _seal_all(self, entries: list[Entry], report: MaintenanceReport) -> None:
-        """Seal a lane's open segments. REQUIRES: that lane."""
-        arena = self._arena
-        if not entries:
-            return
-        with arena.node_locked("maintain", wait=False) as current:  # another round will do, and a fork waits for us
-            if current is None:
-                return
-            changed: dict[int, Entry | None] = {}
-            for entry in entries:
-                now = current.by_uid.get(entry.uid)
-                if now is not None and now.state == State.OPEN:
-                    closed = sealed(now, arena.segment(arena.node, now))
-                    retired = closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
-                    changed[entry.uid] = closed if closed.rows else retired
-            if changed:
-                arena.publish(current.with_entries(changed))
-                report.segments_sealed += len(changed)
-
-    def _tombstone_limit(self) -> int:
-        """The clock below which a tombstone may go, if its victims are gone: no put below it can still be published.
-
-        The horizon is stored before the fence and the intents are read after it; a writer stores its intent before it
-        reads the horizon. So either we see its intent, or it sees the horizon and chooses a later key.
-        """
-        arena, geometry = self._arena, self._arena.geometry
-        words = arena.region.words
-        horizon = time.time_ns() // 1000 - KEY_EPOCH_US
-        words[(geometry.node_offset(arena.node) + layout.HORIZON_OFFSET) >> 3] = order.checked(horizon)
-        faults.passing("horizon.stored")
-        order.fence_all_processes()
-        limit = horizon
-        for node in range(geometry.nodes):
-            for lane in range(layout.LANES_PER_NODE):
-                intent = words[(geometry.lane_offset(node, lane) + layout.LANE_INTENT) >> 3]
-                if intent:
-                    limit = min(limit, intent)
-        return limit
 
     # ------------------------------------------------------------------ one collection
 
@@ -395,7 +317,7 @@ class Maintainer:
 
     def _covered_rows(self, name: str) -> set[int] | None:
         """The segments that this node's deletion vectors cover; None if these are damaged."""
-        newest = self._newest()
+        newest = reclaim.newest(self._arena)
         definition = newest.collection(name)
         found: set[int] = set()
         for entry in newest.entries:
@@ -437,50 +359,6 @@ class Maintainer:
             uid, Kind.DELETIONS, State.SEALED, 0, collection, run.first, run.extents, len(covered), 0, 0, 0, len(data)
         )
         return number + 1
-
-    # ------------------------------------------------------------------ giving memory back
-
-    def _reclaim(self, report: MaintenanceReport) -> None:
-        """Free what was retired before every live session's pin."""
-        arena = self._arena
-        arena.refresh()
-        if not any(entry.state == State.RETIRED for entry in self._newest().entries):
-            return
-        order.fence_all_processes()
-        faults.passing("reclaim.fenced")
-        oldest = session.oldest_pins(arena.region, arena.geometry, arena.session.locks, arena.session)[arena.node]
-        with arena.node_locked("reclaim") as current:
-            assert current is not None
-            free = {
-                entry.uid: entry._replace(state=State.PUNCHING)
-                for entry in current.entries
-                if entry.state == State.RETIRED and (oldest is None or entry.retired_at <= oldest)
-            }
-            if not free:
-                return
-            arena.publish(current.with_entries(dict(free)))
-        arena.region.sync()  # on a disk: what replaced these segments, and the manifests that say so, before they go
-        faults.passing("reclaim.punching")
-        self._punch(report)
-
-    def _punch(self, report: MaintenanceReport) -> None:
-        """Give back the memory of everything in state punching, then say so in the manifest."""
-        arena = self._arena
-        done: dict[int, Entry | None] = {}
-        for entry in manifest.load(arena.region, arena.geometry, arena.node).entries:
-            if entry.state == State.PUNCHING:
-                if not extents.is_rescue(arena.geometry, entry.first_extent):
-                    offset = arena.geometry.extent_offset(arena.node, entry.first_extent)
-                    arena.region.punch(offset, entry.extents * EXTENT_SIZE)
-                    report.bytes_freed += entry.extents * EXTENT_SIZE
-                done[entry.uid] = None
-        if not done:
-            return
-        faults.passing("reclaim.punched")
-        with arena.node_locked("reclaim") as current:
-            assert current is not None
-            arena.publish(current.with_entries(done))
-        report.segments_freed += len(done)
 
 
 def _with_less_to_keep(group: list[Part], sources: list[merge.Source]) -> list[Part]:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sharedrag.errors import InvalidRecord
-from sharedrag.live import Part
-from sharedrag.segment import HAS_VECTOR
+from sharedrag.segments.live import Part
+from sharedrag.segments.segment import HAS_VECTOR
 
 _HALF_CHUNK_ROWS = 4096  # float16 columns are widened in pieces that stay in cache
 

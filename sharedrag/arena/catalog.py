@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sharedrag import faults, info, order
-from sharedrag.arena import Arena
+from sharedrag import faults, info
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.manifest import CollectionEntry, Entry, Manifest, State, check_catalog_room, differs
 from sharedrag.errors import CollectionMismatch, CollectionNotFound
-from sharedrag.manifest import CollectionEntry, Entry, Manifest, State, differs
-from sharedrag.roll import declare
+from sharedrag.memory import order
 
 METRICS = ("cosine", "ip", "l2")
 DTYPES = ("float32", "float16")
@@ -111,3 +111,27 @@ def _without(current: Manifest, found: CollectionEntry) -> Manifest:
         if entry.collection == found.number and entry.visible
     }
     return current.with_entries(changed, collections=tuple(one for one in current.collections if one is not found))
+
+
+def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
+    """Put a collection into this node's catalog unless it is there; returns the node's manifest.
+
+    Raises `PoolBusy`, `PoolFull`.
+    """
+    with arena.node_locked("collection") as current:
+        assert current is not None
+        if current.collection(wanted.name) is not None:
+            return current
+        numbered = CollectionEntry(
+            current.next_collection,
+            wanted.name,
+            wanted.dimension,
+            wanted.metric,
+            wanted.dtype,
+            wanted.embedding_model,
+            wanted.created_us,
+        )
+        new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
+        check_catalog_room(arena.geometry, new, arena.path)
+        arena.publish(new)
+        return new

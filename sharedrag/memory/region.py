@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag import layout
 from sharedrag.errors import NotAPool, PoolFull, PoolReplaced, PoolTruncated, SharedRagError, UnsupportedFileSystem
+from sharedrag.memory import layout
 
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 _MADV_POPULATE_WRITE = 23
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
-_LOCAL_ONLY = "Put the pool on tmpfs (/dev/shm) or a local ext4 or xfs disk"
+LOCAL_ONLY = "Put the pool on tmpfs (/dev/shm) or a local ext4 or xfs disk"
 _REFUSED = {
     "overlay": "copies a file up on first write, so two containers may map different files",
     "nfs": "has no coherent shared mapping between hosts",
@@ -60,7 +60,7 @@ def refuse_unsuitable_file_system(path: str) -> None:
     """Raise `UnsupportedFileSystem` for network file systems and overlayfs, with the reason."""
     kind = file_system_of(os.path.dirname(path) or ".")
     if kind in _REFUSED:
-        raise UnsupportedFileSystem(f"{kind} {_REFUSED[kind]}", operation="open", path=path, hint=_LOCAL_ONLY)
+        raise UnsupportedFileSystem(f"{kind} {_REFUSED[kind]}", operation="open", path=path, hint=LOCAL_ONLY)
 
 
 def memory_headroom() -> int | None:
@@ -139,7 +139,7 @@ class Region:
             self.reserve(offset, length, operation=operation)
             return
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise UnsupportedFileSystem("no fallocate", operation=operation, path=self.path, hint=_LOCAL_ONLY)
+            raise UnsupportedFileSystem("no fallocate", operation=operation, path=self.path, hint=LOCAL_ONLY)
         free = os.statvfs(os.path.dirname(self.path) or ".")
         raise PoolFull(
             f"{length:,} bytes wanted, the file system has {free.f_bavail * free.f_frsize:,} left ({os.strerror(code)})",

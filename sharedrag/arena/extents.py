@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from sharedrag.arena.manifest import Manifest
 from sharedrag.errors import PoolFull
-from sharedrag.layout import EXTENT_SIZE, Geometry
-from sharedrag.manifest import Manifest
-from sharedrag.region import Region
+from sharedrag.memory.layout import EXTENT_SIZE, Geometry
+from sharedrag.memory.region import Region
 
 
 class Purpose(enum.Enum):

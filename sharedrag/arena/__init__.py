@@ -1,0 +1,1 @@
+"""Space and order: a process's attachment, manifests, extents, sessions and pins, and the catalog of collections."""

@@ -1,0 +1,1 @@
+"""Care: merging, retiring, giving memory back, and looking at every byte that decides something."""
