@@ -1,4 +1,4 @@
-"""What cannot be stored, asked or opened is refused with a typed error that says what to do, and nothing is written."""
+"""What cannot be stored or asked is refused with a typed error that says what to do, and nothing is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import sharedrag as sr
-
 
 DIMENSION = 4
 ONE = np.eye(DIMENSION, dtype=np.float32)[:1]
