@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sharedrag.arena import manifest as manifests
 from sharedrag.arena import session
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import Manifest, State
+from sharedrag.arena.session import Session
 from sharedrag.memory import layout, locks, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_EPOCH_US, clock_of
 from sharedrag.segments.segment import Segment
@@ -218,6 +220,45 @@ def test_invariant_04_one_query_sees_one_cut(launcher: Launcher, pool_path: str)
             assert worker.wait() == 0
 
 
+class Interrupting:
+    """A region's words; right after a certain one is read for the first time, something happens."""
+
+    def __init__(self, words: Any, index: int, happens: Callable[[], object]) -> None:
+        self._words = words
+        self._index = index
+        self._happens: list[Callable[[], object]] = [happens]
+
+    def __getitem__(self, index: int) -> int:
+        value: int = self._words[index]
+        if index == self._index and self._happens:
+            self._happens.pop()()
+        return value
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value
+
+
+def test_invariant_04_a_cut_is_collected_again_when_it_changed_meanwhile(pool_path: str) -> None:
+    """Question and answer are written between the looks at the one's and the other's watermark: seen together or not."""
+    with (
+        Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as asking,
+        Pool.open(pool_path, maintenance=False) as answering,
+        Pool.open(pool_path, maintenance=False) as pool,
+    ):
+        for handle, first in ((asking, "q0"), (answering, "a0")):
+            handle.collection("chain").put([first], texts=["first"])
+        collection = pool.collection("chain")
+        assert len(collection) == 2
+        (_, questions), _ = segments_of(pool, "chain")
+
+        def ask_and_answer() -> None:
+            asking.collection("chain").put(["q1"], texts=["why?"])
+            answering.collection("chain").put(["a1"], texts=["because"])
+
+        pool.arena.region.words = Interrupting(pool.arena.region.words, questions.watermark_index, ask_and_answer)  # type: ignore[assignment]
+        assert sorted(texts_of(collection)) == ["a0", "a1", "q0", "q1"]
+
+
 def test_invariant_04_a_batch_is_seen_whole_or_not_at_all(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
     """Batches of ten records with one value each, written without pause by another process: every read sees one value."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
@@ -341,6 +382,29 @@ def test_invariant_06_the_reclaimer_publishes_then_fences_then_reads_pins(
         pins = events.index("pins")
         assert events[pins - 1] == "fence"
         assert "retire" in events[: pins - 1], events
+
+
+def test_invariant_06_the_first_pin_is_checked_against_the_root(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a generation shows is reclaimed just before its pin is stored: the newcomer pins the newest."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool)
+        old = pool.arena.refresh().manifests[0].generation
+        store = Session._store
+        late = [old]
+
+        def slow(one: Session, generations: tuple[int, ...]) -> None:
+            if one is not pool.arena.session and late and generations == (late[0],):
+                late.pop()
+                assert pool.maintain().segments_freed
+            store(one, generations)
+
+        monkeypatch.setattr(Session, "_store", slow)
+        with Pool.open(pool_path, maintenance=False) as newcomer:
+            assert not late, "the newcomer did not pin the old generation"
+            words, offset = pool.arena.region.words, newcomer.arena.session.offset
+            pinned = words[(offset + layout.SESSION_PINS) >> 3] & order.VALUE_MASK
+            assert pinned > old
+            assert len(newcomer.collection("notes")) == 60
 
 
 def test_invariant_06_who_attaches_in_the_middle_of_a_reclaim_sees_the_newest(launcher: Launcher, pool_path: str) -> None:  # noqa: F811

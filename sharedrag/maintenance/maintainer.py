@@ -166,7 +166,7 @@ class Maintainer:
         frees = kept < sum(part.rows for part in group)
         built = self._build(name, group[0], shape, emergency=frees)
         if built is None:
-            less = _with_less_to_keep(group, sources) if frees else []
+            less = merge.with_less_to_keep(group, sources) if frees else []
             return bool(less) and self._merge(name, view, covered, less, tombstones_below, report)
         entry, target = built
         faults.passing("merge.building")
@@ -359,12 +359,6 @@ class Maintainer:
             uid, Kind.DELETIONS, State.SEALED, 0, collection, run.first, run.extents, len(covered), 0, 0, 0, len(data)
         )
         return number + 1
-
-
-def _with_less_to_keep(group: list[Part], sources: list[merge.Source]) -> list[Part]:
-    """A smaller group, for want of room: the parts that nothing stays of, or else the first half; may be empty."""
-    gone = [part for part, source in zip(group, sources, strict=True) if not source.rows.size]
-    return gone or group[: len(group) // 2]
 
 
 def _packed(parts: list[Part], size_max: int, least: int) -> list[list[Part]]:

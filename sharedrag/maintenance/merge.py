@@ -70,6 +70,12 @@ def size_estimate(part: Part) -> int:
     return HEADER_SIZE + int(part.segment.shape.size * share)
 
 
+def with_less_to_keep(group: list[Part], sources: list[Source]) -> list[Part]:
+    """A smaller group, for want of room: the parts that nothing stays of, or else the first half; may be empty."""
+    gone = [part for part, source in zip(group, sources, strict=True) if not source.rows.size]
+    return gone or group[: len(group) // 2]
+
+
 def copy_rows(sources: list[Source], target: Segment) -> None:
     """Fill the (empty, invisible) target with the sources' rows in key order, and its index. Raises `PoolDamaged`."""
     keys = np.concatenate([source.segment.key_array[source.rows] for source in sources])

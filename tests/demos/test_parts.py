@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from demos.events import Asked, Failed, Finished, Found, Ready, Wrote
+from demos.events import Asked, Event, Failed, Finished, Found, Ready, Wrote
 from demos.memory import usage
 from demos.outcome import Kill, Ledger, Outcome, Tally, percentile
 from demos.place import CAPACITY, MARK, PlaceTaken, claimed, default_pool_path
@@ -42,7 +42,7 @@ def ledger() -> Ledger:
 @pytest.mark.parametrize("found_first", [False, True])
 def test_news_whichever_pipe_is_read_first(ledger: Ledger, found_first: bool) -> None:
     """How soon is found minus written, also where the finder's word comes first; an author does not ask himself."""
-    events = [
+    events: list[tuple[int, Event]] = [
         (3, Wrote(("m1", "m2"), SECOND, 20.0, 0.5)),
         (0, _found(3, SECOND + 3 * MILLISECOND)),
     ]
