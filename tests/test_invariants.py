@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -303,24 +304,42 @@ def test_invariant_05_keys_are_unique_and_follow_what_was_seen(launcher: Launche
         assert keys_of(collection) == before
 
 
-def test_invariant_05_a_clock_an_hour_ahead_is_followed(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+@contextmanager
+def fast_clock(launcher: Launcher, path: str, ahead_us: int, leaves: bool) -> Iterator[None]:  # noqa: F811
+    """A writer whose clock is ahead has written; inside, it is gone, or still holds its lane and its open segment."""
+    worker = launcher.start("tests.crash.workers:write_with_clock", path, ahead_us)
+    assert worker.receive() == "written"
+    if leaves:
+        worker.conn.send("leave")
+        assert worker.wait() == 0
+    yield
+    worker.end()
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_invariant_05_a_clock_an_hour_ahead_is_followed(launcher: Launcher, pool_path: str, leaves: bool) -> None:  # noqa: F811
     """What a process with a fast clock wrote can be overwritten at once by one whose clock is right."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
         collection = pool.collection("notes")
-        worker = launcher.start("tests.crash.workers:write_with_clock", pool_path, _HOUR_US)
-        assert worker.wait() == 0
-        collection.put(["contested"], texts=["overwritten"])
-        assert texts_of(collection) == {"by the fast clock": "ahead", "contested": "overwritten"}
-        assert collection.delete(["by the fast clock"]) == 1
-        assert set(texts_of(collection)) == {"contested"}
+        with fast_clock(launcher, pool_path, _HOUR_US, leaves):
+            collection.put(["contested"], texts=["overwritten"])
+            assert texts_of(collection) == {"by the fast clock": "ahead", "contested": "overwritten"}
+            assert collection.delete(["by the fast clock"]) == 1
+            assert set(texts_of(collection)) == {"contested"}
 
 
-def test_invariant_05_a_clock_in_2099_does_not_poison_the_others(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("leaves", [True, False])
+def test_invariant_05_a_clock_in_2099_does_not_poison_the_others(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+    leaves: bool,
+) -> None:
     """Others' keys stay near their own clocks, also of who takes the lane over; their puts and deletes work."""
-    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
-        worker = launcher.start("tests.crash.workers:write_with_clock", pool_path, 73 * 365 * 24 * _HOUR_US)
-        assert worker.wait() == 0
-        collection = pool.collection("notes")  # takes the lane of the other, which is free
+    with (
+        Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool,
+        fast_clock(launcher, pool_path, 73 * 365 * 24 * _HOUR_US, leaves),
+    ):
+        collection = pool.collection("notes")
         for number in range(5):
             collection.put([f"n{number}"], texts=[f"{number}"])
             collection.put([f"n{number}"], texts=[f"{number} again"])

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from sharedrag import Pool
 from tests.bench import data
@@ -17,20 +18,41 @@ from tests.bench.workshop import COLLECTION, Workshop
 
 _WRITERS = 4
 _CAPACITY = "1 GiB"
+CPU = "processor's time for a record, us"
+
+
+class Span(NamedTuple):
+    """When a process began and ended what was timed, in ns of the common clock, and the processor's time it took."""
+
+    start_ns: int
+    end_ns: int
+    cpu_s: float
+
+
+class Rate(NamedTuple):
+    """Records a second of all processes together, and the processor's time for one record in us."""
+
+    records: float
+    cpu_us: float
+
+
+def prefix(seed: int) -> str:
+    """How the ids of a writer's records begin."""
+    return f"w{seed}-"
 
 
 def write(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
-    """Put `count` records, `batch` to a call, once told to; sends when it began and ended, in ns of the common clock."""
-    calls = data.records(count, seed, prefix=f"w{seed}-").calls(batch)
+    """Put `count` records, `batch` to a call, once told to; sends its span."""
+    calls = data.records(count, seed, prefix(seed)).calls(batch)
     with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
         put = pool.collection(COLLECTION, dimension=data.DIMENSION).put
         gc.freeze()  # the bench's own lists are no part of what a put costs
         pipe.send("ready")
         pipe.recv()
-        start = time.monotonic_ns()
+        start, cpu_s = time.monotonic_ns(), time.process_time()
         for ids, vectors, texts, metadata in calls:
             put(ids, vectors, texts, metadata)
-        pipe.send((start, time.monotonic_ns()))
+        pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s))
 
 
 def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
@@ -42,14 +64,14 @@ def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
         with mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as view:
             pipe.send("ready")
             pipe.recv()
-            start = time.monotonic_ns()
+            start, cpu_s = time.monotonic_ns(), time.process_time()
             for at in range(0, len(view), len(piece)):
                 view[at : at + len(piece)] = piece
-            pipe.send((start, time.monotonic_ns()))
+            pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s))
 
 
-def read(pipe: Pipe, path: str, expected: int) -> None:
-    """Search without pause until told to stop; sends how many searches, and how many of `expected` records are not there."""
+def read(pipe: Pipe, path: str, writers: int, count: int) -> None:
+    """Search without pause until told to stop; sends how many searches, and how many records are not there or too many."""
     queries = data.vectors(256, seed=9)
     with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
         collection = pool.collection(COLLECTION, dimension=data.DIMENSION)
@@ -59,35 +81,42 @@ def read(pipe: Pipe, path: str, expected: int) -> None:
         while not pipe.poll():
             collection.search(queries[asked % len(queries)], k=10)
             asked += 1
-        ids = collection.scan(columns=["id"]).column("id").to_pylist()
-        pipe.send((asked, expected - len(set(ids)), len(ids) - len(set(ids)), len(collection)))
+        found = collection.scan(columns=["id"]).column("id").to_pylist()
+        expected = {f"{prefix(seed)}{number:09d}" for seed in range(writers) for number in range(count)}
+        pipe.send((asked, len(expected - set(found)), len(found) - len(expected & set(found))))
 
 
-def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int, beside: Sequence[Child] = ()) -> float:
-    """Records a second of one process for each path, first start to last end; those `beside` start with them."""
+def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int, beside: Sequence[Child] = ()) -> Rate:
+    """The rate of one process for each path, from the first start to the last end; those `beside` start with them."""
     with ExitStack() as stack:
         children = [stack.enter_context(Child(target, path, count, batch, seed)) for seed, path in enumerate(paths)]
         for child in children:
             child.receive()
         for child in (*beside, *children):
             child.send("go")
-        spans = [child.receive() for child in children]
-    took_s: float = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e9
-    return len(paths) * count / took_s
+        spans: list[Span] = [child.receive() for child in children]
+    took_s = (max(one.end_ns for one in spans) - min(one.start_ns for one in spans)) / 1e9
+    records = len(paths) * count
+    return Rate(records / took_s, sum(one.cpu_s for one in spans) / records * 1e6)
 
 
 def _one_writer(workshop: Workshop, name: str, what: str, batch: int, demanded: float) -> Figure:
     size = workshop.size
-    rounds: list[float] = []
-    copies: list[float] = []
+    rounds: list[Rate] = []
+    copies: list[Rate] = []
     for number in range(size.rounds):
         workshop.tell(f"{what}, round {number + 1}")
         for target, found in ((write, rounds), (copy, copies)):
             path = workshop.fresh(name)
             found.append(_timed(target, [path], size.records, batch))
             workshop.remove(path)
-    limit = Limit("copying the same bytes to new pages, a call each", max(copies))
-    return Figure(name, what, "records/s", rounds, True, demanded, limit, {"records": size.records, "batch": batch})
+    limit = Limit("copying the same bytes to new pages, a call each", max(one.records for one in copies))
+    notes = {"records": size.records, "batch": batch, CPU: _cpu(rounds)}
+    return Figure(name, what, "records/s", [one.records for one in rounds], True, demanded, limit, notes)
+
+
+def _cpu(rounds: list[Rate]) -> list[float]:
+    return [round(one.cpu_us, 2) for one in rounds]
 
 
 def singles(workshop: Workshop) -> list[Figure]:
@@ -103,27 +132,28 @@ def batches(workshop: Workshop) -> list[Figure]:
 def fleet(workshop: Workshop) -> list[Figure]:
     """Four writers of single records and one reader that never pauses; every record must be there afterwards."""
     size = workshop.size
-    expected = _WRITERS * size.fleet_records
-    rounds, asked, lost, doubled = [], [], 0, 0
+    rounds: list[Rate] = []
+    asked: list[int] = []
+    lost = surplus = 0
     for number in range(size.rounds):
         workshop.tell(f"four writers and a reader, round {number + 1}")
         path = workshop.fresh("fleet")
-        with Child(read, path, expected) as reader:
+        with Child(read, path, _WRITERS, size.fleet_records) as reader:
             reader.receive()
             rounds.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1, beside=[reader]))
             reader.send("stop")
-            searches, missing, twice, length = reader.receive()
+            searches, missing, too_many = reader.receive()
         workshop.remove(path)
         asked.append(searches)
-        lost += missing + (length != expected)
-        doubled += twice
+        lost += missing
+        surplus += too_many
     paths = [workshop.fresh("copies") for _ in range(_WRITERS)]
-    limit = Limit("four processes copying the same bytes to new pages", _timed(copy, paths, size.fleet_records, 1))
+    limit = Limit("four processes copying the same bytes to new pages", _timed(copy, paths, size.fleet_records, 1).records)
     for path in paths:
         workshop.remove(path)
-    notes = {"lost": lost, "doubled": doubled, "records": expected, "searches meanwhile": asked}
+    notes = {"records": _WRITERS * size.fleet_records, "searches meanwhile": asked, CPU: _cpu(rounds)}
     what = "four writers + one reader, single-record put, in all"
     return [
-        Figure("fleet", what, "records/s", rounds, True, 150_000, limit, notes),
-        Figure("lost", "of those, records lost or doubled", "records", [float(lost + doubled)], False, 0),
+        Figure("fleet", what, "records/s", [one.records for one in rounds], True, 150_000, limit, notes),
+        Figure("lost", "of those, records lost or doubled", "records", [float(lost + surplus)], False, 0),
     ]

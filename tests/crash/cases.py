@@ -13,7 +13,7 @@ from tests.crash import checks, script
 from tests.crash.launcher import Launcher, Worker
 from tests.crash.script import STEPS, STEPS_BEFORE, State, after_steps
 
-CAPACITY = "8 MiB"
+CAPACITY = 8 << 20
 # At these points the process holds the node lock: whoever needs it too must wait, or be told who has it.
 NODE_LOCKED = {
     "roll.locked",
@@ -27,11 +27,12 @@ _counted: dict[str, int] = {}
 
 
 class Case:
-    """A pool, an onlooker that was attached before anything happened, and the worker."""
+    """A pool, an onlooker of node 0 that was attached before anything happened, and the worker, of `node`."""
 
-    def __init__(self, launcher: Launcher, path: str, onlooker: Pool, fixed: int) -> None:
+    def __init__(self, launcher: Launcher, path: str, node: int, onlooker: Pool, fixed: int) -> None:
         self.launcher = launcher
         self.path = path
+        self.node = node
         self.onlooker = onlooker
         self.fixed = fixed
         self.worker: Worker | None = None
@@ -40,7 +41,7 @@ class Case:
 
     def run(self, fault: str) -> str:
         """Let a worker do all steps with a fault; returns how its pipe fell silent: "ended", "interrupted" or "stopped"."""
-        self.worker = self.launcher.start("tests.crash.script:work", self.path, STEPS, fault=fault)
+        self.worker = self.launcher.start("tests.crash.script:work", self.path, self.node, STEPS, fault=fault)
         return self.follow(stops=":stop" in fault)
 
     def follow(self, stops: bool = False) -> str:
@@ -108,18 +109,21 @@ class Stage:
         self._cases = 0
 
     @contextmanager
-    def case(self) -> Iterator[Case]:
-        """A new pool; a first worker has died in it, leaving linked rows that were never published."""
+    def case(self, node: int = 0) -> Iterator[Case]:
+        """A new pool of node + 1 nodes; a first worker has died in it, leaving linked rows that were never published."""
         self._cases += 1
         path = str(self.folder / f"{self._cases}.pool")
-        with Pool.open(path, create=True, capacity=CAPACITY, maintenance=False, name="onlooker") as onlooker:
+        nodes = node + 1
+        with Pool.open(
+            path, create=True, capacity=CAPACITY * nodes, nodes=nodes, maintenance=False, name="onlooker"
+        ) as onlooker:
             fixed = checks.fixed_memory(onlooker)
             onlooker.collection("other").put(["o1"], texts=["of the onlooker"])
-            first = self.launcher.start("tests.crash.script:leave_half_linked", path)
+            first = self.launcher.start("tests.crash.script:leave_half_linked", path, node)
             assert first.wait() == -signal.SIGKILL
             assert checks.observe(onlooker, script.DIMENSIONS) == after_steps(STEPS_BEFORE)
             try:
-                yield Case(self.launcher, path, onlooker, fixed)
+                yield Case(self.launcher, path, node, onlooker, fixed)
             finally:
                 self.launcher.end_workers()
         Path(path).unlink()
@@ -135,7 +139,7 @@ class Stage:
 
     def _count(self) -> dict[str, int]:
         with self.case() as case:
-            case.worker = self.launcher.start("tests.crash.script:count", case.path, STEPS)
+            case.worker = self.launcher.start("tests.crash.script:count", case.path, case.node, STEPS)
             found: dict[str, int] = {}
             while (message := case.worker.receive()) is not None:
                 if message[0] == "passed":

@@ -77,10 +77,10 @@ def after_steps(steps: Iterable[Step], start: State | None = None) -> State:
     return state
 
 
-def perform(step: Step, path: str, pool: Pool | None) -> Pool | None:
+def perform(step: Step, path: str, pool: Pool | None, node: int = 0) -> Pool | None:
     """Do a step for real; returns the handle to go on with."""
     if step.kind == "attach":
-        return Pool.open(path, maintenance=False, name="worker")
+        return Pool.open(path, maintenance=False, node=node, name="worker")
     assert pool is not None
     if step.kind == "collection":
         pool.collection(step.collection, DIMENSIONS[step.collection])
@@ -109,7 +109,7 @@ def perform(step: Step, path: str, pool: Pool | None) -> Pool | None:
     return pool
 
 
-def work(conn: Connection, path: str, steps: list[Step]) -> None:
+def work(conn: Connection, path: str, node: int, steps: list[Step]) -> None:
     """Say before and after each step which it is; after an interrupt, say so, and do the step again.
 
     Before maintenance it waits for a word from the test, whose own views must not be what keeps memory.
@@ -120,18 +120,18 @@ def work(conn: Connection, path: str, steps: list[Step]) -> None:
         if step.kind == "maintain":
             conn.recv()
         try:
-            pool = perform(step, path, pool)
+            pool = perform(step, path, pool, node)
         except KeyboardInterrupt:
             conn.send(("interrupted", number))
             conn.recv()
             try:
-                pool = perform(step, path, pool)
+                pool = perform(step, path, pool, node)
             except CollectionNotFound:
                 assert step.kind == "drop"  # the interrupt came after the drop
         conn.send(("done", number))
 
 
-def count(conn: Connection, path: str, steps: list[Step]) -> None:
+def count(conn: Connection, path: str, node: int, steps: list[Step]) -> None:
     """Do all steps; send how often each fault point was passed."""
     passed: Counter[str] = Counter()
 
@@ -139,15 +139,15 @@ def count(conn: Connection, path: str, steps: list[Step]) -> None:
         passed[point] += 1
 
     faults.hit = counting
-    work(conn, path, steps)
+    work(conn, path, node, steps)
     conn.send(("passed", dict(passed)))
 
 
-def leave_half_linked(conn: Connection, path: str) -> None:
+def leave_half_linked(conn: Connection, path: str, node: int) -> None:
     """Die with a batch whose rows are linked and not published; what comes before it is in `STEPS_BEFORE`."""
     pool = None
     for step in STEPS_BEFORE:
-        pool = perform(step, path, pool)
+        pool = perform(step, path, pool, node)
     faults.hit = faults._arm("put.linked:kill")
     perform(Step("put", "history", names("never", 40), 1, 20), path, pool)
     os._exit(1)

@@ -26,40 +26,58 @@ def test_killed_there_nothing_is_lost_and_nobody_waits(stage: Stage, point: str)
     assert passages, f"the script never passes {point}"
     for nth in passages:
         with stage.case() as case:
-            assert case.run(f"{point}:kill:{nth}") == "ended"
-            assert case.worker is not None
-            assert case.worker.wait() == -signal.SIGKILL, f"{point} was not passed {nth} times"
-            assert case.begun == case.done + 1, "it died between two steps"
-            seen = case.check_seen(case.onlooker)
-            go_on(case, seen)
+            die_there(case, f"{point}:kill:{nth}")
+
+
+@pytest.mark.parametrize("point", sorted(POINTS))
+def test_killed_there_in_another_node(stage: Stage, point: str) -> None:
+    """The same, seen from another node than the one whose process died."""
+    with stage.case(node=1) as case:
+        die_there(case, f"{point}:kill:1")
+
+
+def die_there(case: Case, fault: str) -> None:
+    """Run the worker to its death, look at what is left, go on."""
+    assert case.run(fault) == "ended"
+    assert case.worker is not None
+    assert case.worker.wait() == -signal.SIGKILL, f"{fault} was not reached"
+    assert case.begun == case.done + 1, "it died between two steps"
+    seen = case.check_seen(case.onlooker)
+    go_on(case, seen)
 
 
 def go_on(case: Case, seen: script.State) -> None:
     """A new process attaches, writes in the dead one's place, maintains; in the end all memory comes back."""
-    with Pool.open(case.path, maintenance=False, name="next") as following:
+    with Pool.open(case.path, maintenance=False, node=case.node, name="next") as following:
         assert case.check_seen(following) == seen, "an old and a new handle see different things"
         checks.check_verifies(following)
         checks.check_map(following)
         more = script.Step("put", "history", ("after", "n1"), value=99, size=100)
         script.perform(more, case.path, following)
-        lanes = [lane.lane for lane in following.info().lanes if lane.held]
-        assert lanes == [0, 1], "the dead process's lane was not taken over"
+        lanes = [(lane.node, lane.lane) for lane in following.info().lanes if lane.held]
+        assert lanes == [(0, 0), (1, 0) if case.node else (0, 1)], "the dead process's lane was not taken over"
         case.onlooker.collection("other").put(["o2"], texts=["still writing"])
         expected = script.apply(seen, more)
         assert checks.observe(following, script.DIMENSIONS) == expected
         assert following.maintain().elected, "the dead process still holds the maintenance lock"
-        case.onlooker.move_pins_on()
-        following.maintain()
+        maintain_all(case, following)
         checks.check_space(following, case.fixed)
         checks.check_verifies(following)
         for pool in (following, case.onlooker):
             assert checks.observe(pool, script.DIMENSIONS) == expected, "maintenance changed what is seen"
         for name in following.collections():
             following.drop(name)
-        case.onlooker.move_pins_on()
-        following.maintain()
+        maintain_all(case, following)
         checks.check_space(following, case.fixed)
         assert following.info().allocated == 0
+
+
+def maintain_all(case: Case, following: Pool) -> None:
+    """A round, or where there are two nodes two for each, with nobody's old view in the way."""
+    for pool in (following, case.onlooker, following, case.onlooker) if case.node else (following,):
+        case.onlooker.move_pins_on()
+        following.move_pins_on()
+        pool.maintain()
 
 
 def test_every_point_is_in_the_table_and_in_the_code() -> None:

@@ -222,12 +222,13 @@ def write_groups(conn: Connection, path: str) -> None:
 
 
 def write_with_clock(conn: Connection, path: str, ahead_us: int) -> None:
-    """Write one record with a clock that is ahead."""
+    """Write two records with a clock that is ahead, and leave when told."""
     now = time.time_ns
     time.time_ns = lambda: now() + ahead_us * 1000
     with Pool.open(path, maintenance=False) as pool:
         pool.collection("notes").put(["by the fast clock", "contested"], texts=["ahead", "ahead"])
         conn.send("written")
+        conn.recv()
 
 
 def hold_everything(conn: Connection, path: str) -> None:
