@@ -82,7 +82,7 @@ def maintain_all(case: Case, following: Pool) -> None:
 
 def test_every_point_is_in_the_table_and_in_the_code() -> None:
     """The table of fault points names what the code passes: no more, no less."""
-    sources = Path(sharedrag.__file__).parent.glob("*.py")
+    sources = Path(sharedrag.__file__).parent.rglob("*.py")
     text = "\n".join(source.read_text() for source in sources if source.name != "faults.py")
     passed = set(re.findall(r'(?:faults\.passing|\bhit)\("([a-z_.]+)"\)', text))
     assert passed == set(POINTS)
