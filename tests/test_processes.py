@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from sharedrag import Collection, Pool, PoolClosed
 from sharedrag.errors import PoolReplaced
+from sharedrag.keeper import TICK_S
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import fill_and_decay, reclaimed, texts_of, until
 from tests.crash.launcher import Launcher
@@ -166,6 +168,28 @@ def test_a_child_inherits_no_pin_of_a_thread_that_was_reading(launcher: Launcher
         assert child in {one.pid for one in pool.info().sessions}
         worker.conn.send("end")
         assert worker.wait() == 0
+
+
+def test_a_child_keeps_the_view_that_it_inherited(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+    """An Arrow table made before the fork is good in the child, holds its memory there, and gives it back."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool)
+        worker = launcher.start("tests.crash.workers:inherit_a_view", pool_path)
+        child = worker.receive()
+        assert worker.wait() == 0
+        assert pool.maintain().segments_merged
+        for _ in range(4):
+            time.sleep(TICK_S)  # the child's keeper moves on what it may
+            fill_and_decay(pool)
+            assert not reclaimed(pool)
+            worker.conn.send("look")
+            assert worker.receive() is True
+        worker.conn.send("let go")
+        assert worker.receive() == "let go"
+        until(lambda: reclaimed(pool), "the child let go of its table")
+        assert child in {one.pid for one in pool.info().sessions}
+        worker.conn.send("end")
+        until(lambda: len(pool.info().sessions) == 1, "the child ends")
 
 
 def test_forks_while_a_put_waits_for_room_do_not_hang(launcher: Launcher, pool_path: str) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ from tests.crash.overwrite import overwrite
 from tests.soak import soak
 
 
-@pytest.mark.parametrize(("nodes", "kills", "seed"), [(1, 80, 1), (2, 60, 2)])
+@pytest.mark.parametrize(("nodes", "kills", "seed"), [(1, 60, 1), (2, 40, 2)])
 def test_random_kills_and_stops_lose_nothing(nodes: int, kills: int, seed: int) -> None:
     """Writers, readers and maintainers are killed and stopped at random: logs and pool agree, memory comes back."""
     done = soak(kills, seed, nodes, Console(file=io.StringIO()))

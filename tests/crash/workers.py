@@ -132,6 +132,21 @@ def read_during_fork(conn: Connection, path: str) -> None:
     os.waitpid(pid, 0)
 
 
+def inherit_a_view(conn: Connection, path: str) -> None:
+    """Scan, fork; the parent is gone, the child keeps the table and says whether it still reads as it did."""
+    pool = Pool.open(path, name="parent", maintenance=False)
+    table = pool.collection("notes").scan()
+    content = table.to_pydict()
+    if os.fork():
+        os._exit(0)
+    conn.send(os.getpid())
+    while conn.recv() == "look":
+        conn.send(table.to_pydict() == content)
+    del table
+    conn.send("let go")
+    conn.recv()
+
+
 def fork_when_full(conn: Connection, path: str) -> None:
     """Fork again and again while another thread's put waits for room in a full pool."""
     pool = Pool.open(path, maintenance=False)
