@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharedrag import Collection, Pool, PoolClosed
+from sharedrag import Collection, Pool, PoolClosed, layout
 from sharedrag.errors import PoolReplaced
 from sharedrag.keeper import TICK_S
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
@@ -168,6 +168,25 @@ def test_a_child_inherits_no_pin_of_a_thread_that_was_reading(launcher: Launcher
         assert child in {one.pid for one in pool.info().sessions}
         worker.conn.send("end")
         assert worker.wait() == 0
+
+
+def test_forks_while_other_threads_open_and_close(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+    """No child inherits a lock of a handle that another thread was just opening: with the parent dead, all are free."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool:
+        worker = launcher.start("tests.crash.workers:fork_while_opening", pool_path, 40)
+        children = set()
+        while (message := worker.receive()) != "forked":
+            children.add(message)
+        assert len(children) == 40
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+        held = pool.arena.session.locks.held_elsewhere
+        geometry, words = pool.arena.geometry, pool.arena.region.words
+        slots = [geometry.session_offset(0, slot) for slot in range(layout.SESSIONS_PER_NODE)]
+        holders = {words[offset >> 3] for offset in slots if held(offset)}
+        assert holders <= children, "a dead process's session is held by a child that does not know of it"
+        worker.conn.close()
+        until(lambda: not any(held(offset) for offset in slots), "the children end")
 
 
 def test_a_child_keeps_the_view_that_it_inherited(launcher: Launcher, pool_path: str) -> None:  # noqa: F811

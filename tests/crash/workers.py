@@ -132,6 +132,31 @@ def read_during_fork(conn: Connection, path: str) -> None:
     os.waitpid(pid, 0)
 
 
+def fork_while_opening(conn: Connection, path: str, forks: int) -> None:
+    """Fork again and again while other threads open and close handles; the children live on."""
+    going_on = True
+
+    def open_and_close() -> None:
+        while going_on:
+            with Pool.open(path, maintenance=False) as pool:
+                pool.collections()
+
+    threads = [threading.Thread(target=open_and_close) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(forks):
+        time.sleep(0.002)
+        if os.fork() == 0:
+            conn.send(os.getpid())
+            conn.recv()  # all read the same pipe: its end ends them all
+            os._exit(0)
+    going_on = False
+    for thread in threads:
+        thread.join()
+    conn.send("forked")
+    conn.recv()
+
+
 def inherit_a_view(conn: Connection, path: str) -> None:
     """Scan, fork; the parent is gone, the child keeps the table and says whether it still reads as it did."""
     pool = Pool.open(path, name="parent", maintenance=False)
