@@ -121,8 +121,13 @@ class Pool:
                         raise ValueError(f"node {node}: a pool of nodes={nodes} has nodes 0 to {nodes - 1}")
                     creation.create(real, size, nodes)
                 with suppress(PoolNotFound):  # somebody deleted it between the two steps: again
-                    return cls(real, node, name, maintenance, lock_timeout_s)
-        return cls(real, node, name, maintenance, lock_timeout_s)
+                    return cls._attach(real, node, name, maintenance, lock_timeout_s)
+        return cls._attach(real, node, name, maintenance, lock_timeout_s)
+
+    @classmethod
+    def _attach(cls, path: str, node: int, name: str | None, maintenance: bool, lock_timeout_s: float) -> Pool:
+        with _opening:
+            return cls(path, node, name, maintenance, lock_timeout_s)
 
     # ------------------------------------------------------------------ collections
 
@@ -353,6 +358,7 @@ def _shut(keeper: Keeper, writer: Writer, maintainer: Maintainer, arena: Arena) 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _shared: dict[tuple[str, int], Pool] = {}
 _shared_guard = threading.Lock()
+_opening = threading.RLock()  # held by who has locks for a handle that no fork hook knows of yet
 _forking: list[Pool] = []
 
 
@@ -380,6 +386,7 @@ def shared(
 
 def _before_fork() -> None:
     _shared_guard.acquire()
+    _opening.acquire()
     _forking[:] = [pool for pool in list(_open_pools) if not pool.closed]
     for pool in _forking:
         pool.before_fork()
@@ -389,12 +396,14 @@ def _after_fork_in_parent() -> None:
     for pool in reversed(_forking):
         pool.after_fork_in_parent()
     _forking.clear()
+    _opening.release()
     _shared_guard.release()
 
 
 def _after_fork_in_child() -> None:
-    global _shared_guard
+    global _shared_guard, _opening
     _shared_guard = threading.Lock()
+    _opening = threading.RLock()
     if _forking:
         faiss.omp_set_num_threads(1)  # FAISS hangs in the child of a process whose OpenMP threads ran
     for pool in _forking:

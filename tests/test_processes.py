@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharedrag import Collection, Pool, PoolClosed, layout
+from sharedrag import Collection, Pool, PoolClosed
 from sharedrag.errors import PoolReplaced
 from sharedrag.keeper import TICK_S
+from sharedrag.memory import layout
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import fill_and_decay, reclaimed, texts_of, until
 from tests.crash.launcher import Launcher
@@ -173,11 +174,11 @@ def test_a_child_inherits_no_pin_of_a_thread_that_was_reading(launcher: Launcher
 def test_forks_while_other_threads_open_and_close(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
     """No child inherits a lock of a handle that another thread was just opening: with the parent dead, all are free."""
     with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool:
-        worker = launcher.start("tests.crash.workers:fork_while_opening", pool_path, 40)
+        worker = launcher.start("tests.crash.workers:fork_while_opening", pool_path, 60)
         children = set()
         while (message := worker.receive()) != "forked":
             children.add(message)
-        assert len(children) == 40
+        assert len(children) == 60
         worker.signal(signal.SIGKILL)
         worker.wait()
         held = pool.arena.session.locks.held_elsewhere

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -148,7 +149,8 @@ def fork_while_opening(conn: Connection, path: str, forks: int) -> None:
         time.sleep(0.002)
         if os.fork() == 0:
             conn.send(os.getpid())
-            conn.recv()  # all read the same pipe: its end ends them all
+            with suppress(EOFError):  # all read the same pipe: its end ends them all
+                conn.recv()
             os._exit(0)
     going_on = False
     for thread in threads:
