@@ -197,7 +197,11 @@ def ask(
     """
     conditions = _conditions(where or [])
     with _open(path, "ask", node=node) as pool:
-        searched = pool.collection(collection or _collection_to_ask(pool))
+        name = collection or _collection_to_ask(pool)
+        if name not in pool.collections():
+            known = ", ".join(pool.collections()) or "none yet"
+            raise CollectionNotFound(f"no collection {name!r}", operation="ask", path=pool.path, hint=f"There is: {known}")
+        searched = pool.collection(name)
         model = load_embedder(embedder or searched.embedding_model or MINILM)
         started = time.perf_counter()
         vector = model.embed_query(question)

@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 
 from sharedrag.arena.manifest import CollectionEntry
+from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, parse
 from sharedrag.search import knn
@@ -21,7 +22,6 @@ from sharedrag.search import scan as scans
 from sharedrag.search.masks import Masks
 from sharedrag.segments import batch
 from sharedrag.segments.live import LiveRows, Part, View
-from sharedrag.segments.segment import HAS_VECTOR, RawRow, Segment, hash31
 
 if TYPE_CHECKING:
     from sharedrag.pool import Pool

@@ -48,12 +48,15 @@ class PoolTruncated(SharedRagError):
 class PoolDamaged(SharedRagError):
     """Bytes read from the pool fail their check; `offset` is where, in bytes from the start of the file."""
 
+    HINT = (
+        "Run `sharedrag verify` to list what is damaged; then delete the records, drop a collection that cannot be read "
+        "any more, or restore the pool from a copy"
+    )
+    HINT_OPEN = "What every process needs to open the pool is damaged: restore it from a copy (cp --sparse=always)"
+
     def __init__(self, what: str, *, offset: int, operation: str = "", path: str = "", hint: str = "") -> None:
         self.offset = offset
-        hint = hint or (
-            "Run `sharedrag verify` to list what is damaged; then delete the records, drop a collection that cannot be read "
-            "any more, or restore the pool from a copy"
-        )
+        hint = hint or (self.HINT_OPEN if operation == "open" else self.HINT)
         super().__init__(f"{what} at offset {offset}", operation=operation, path=path, hint=hint)
 
 

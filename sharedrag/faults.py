@@ -4,7 +4,7 @@ Off (the default), `hit` is None and the hot paths test one local variable. On, 
 
     SHAREDRAG_FAULT=put.row_written:kill        kill -9 at the first passage
     SHAREDRAG_FAULT=put.row_written:stop:3      SIGSTOP at the third passage
-    SHAREDRAG_FAULT=roll.published:raise        raise KeyboardInterrupt there
+    SHAREDRAG_FAULT=manifest.published:raise    raise KeyboardInterrupt there
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from pydantic import BaseModel, Field
 
@@ -256,11 +255,6 @@ def collection_entries(arena: Arena, name: str) -> list[Entry]:
         if definition is not None:
             found += [entry for entry in current.entries if entry.collection == definition.number and entry.visible]
     return found
-
-
-def now_us() -> int:
-    """Microseconds since 1970."""
-    return time.time_ns() // 1000
 
 
 def collection_info(arena: Arena, name: str, live: LiveRows) -> CollectionInfo:

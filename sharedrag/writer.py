@@ -159,13 +159,19 @@ class Writer:
             time.sleep(_FULL_POLL_S)
 
     def release(self) -> None:
-        """Give the lane back for good (closing)."""
-        with self.lock:
-            self._closed = True
+        """Give the lane back for good (closing), after the put that another thread is in.
+
+        A signal handler may be closing in the middle of a put of its own thread. Then the lane goes with the session, which
+        that put's pin keeps until it is through.
+        """
+        idle = self.lock.acquire(timeout=self._arena.lock_timeout_s)
+        self._closed = True
+        if idle:
             self._appenders.clear()
             if self.lane is not None:
                 self.lane.release()
                 self.lane = None
+            self.lock.release()
 
     def after_fork_in_child(self) -> None:
         """The lane is the parent's; ours is claimed at our first write."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from sharedrag import Hit, InvalidRecord, Pool, Record, Where
+from sharedrag.arena.segment import Segment
 from sharedrag.search import masks
-from sharedrag.segments.segment import Segment
 
 Floats = npt.NDArray[np.float32]
 

@@ -17,10 +17,10 @@ from sharedrag.arena import manifest as manifests
 from sharedrag.arena import session
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import Manifest, State
+from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Session
 from sharedrag.memory import layout, locks, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_EPOCH_US, clock_of
-from sharedrag.segments.segment import Segment
 from tests.crash import checks
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import fill_and_decay, keys_of, notes, reclaimed, segments_of, texts_of, until

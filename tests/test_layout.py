@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 # The one place that knows where the modules of the format are.
-from sharedrag.arena import manifest
+from sharedrag.arena import manifest, segment
 from sharedrag.memory import layout
-from sharedrag.segments import deletions, segment
+from sharedrag.segments import deletions
 from tests.conftest import REPOSITORY
 
 ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"

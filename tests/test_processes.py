@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharedrag import Collection, Pool, PoolClosed
+from sharedrag import Collection, Pool, PoolClosed, faults
 from sharedrag.errors import PoolReplaced
 from sharedrag.keeper import TICK_S
 from sharedrag.memory import layout
@@ -323,3 +324,49 @@ def test_close_waits_for_the_puts_of_other_threads(pool_path: str) -> None:
         collection.put(["late"], texts=["x"])
     with pytest.raises(PoolClosed):
         collection.get(["late"])
+
+
+@pytest.mark.parametrize(
+    "point", ["put.intent", "put.linked", "put.published", "roll.locked", "roll.initialised", "merge.published"]
+)
+def test_a_signal_handler_may_close_in_the_middle_of_an_operation(pool_path: str, point: str) -> None:
+    """A SIGTERM handler that closes the pool returns, whatever its thread was at; what was at work ends whole or typed."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as other:
+        pool = Pool.open(pool_path, maintenance=False, lock_timeout_s=0.1)
+        pool.collection("notes").put(["before"], texts=["acknowledged"])
+        fill_and_decay(other)
+        before = signal.signal(signal.SIGUSR1, lambda *_: pool.close())
+
+        def interrupting(reached: str) -> None:
+            if reached == point:
+                faults.hit = None
+                signal.raise_signal(signal.SIGUSR1)
+
+        def work() -> bool:
+            faults.hit = interrupting
+            try:
+                if point.startswith("merge"):
+                    pool.maintain()
+                else:
+                    pool.collection("rolls" if point.startswith("roll") else "notes").put(["late"], texts=["x"])
+            except PoolClosed:
+                return False
+            finally:
+                faults.hit = None
+            return True
+
+        try:
+            acknowledged = work()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert pool.closed
+        with pytest.raises(PoolClosed):
+            pool.collection("notes").put(["after"], texts=["never"])
+        gc.collect()
+        assert "before" in texts_of(other.collection("notes"))
+        if point.startswith("put"):
+            assert acknowledged
+            assert other.collection("notes").get(["late"])[0] is not None
+        assert other.verify().ok
+        other.collection("anything").put(["x"], texts=["the node lock is free"])
+        assert other.maintain().elected

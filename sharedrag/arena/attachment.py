@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from sharedrag.arena import manifest
 from sharedrag.arena.manifest import Entry, Manifest
+from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin, Session, write_label
 from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged, PoolReplaced
 from sharedrag.memory import layout, locks, order, superblock
 from sharedrag.memory import region as regions
 from sharedrag.memory.region import Region
-from sharedrag.segments.segment import Segment
 
 _LOAD_ATTEMPTS = 2000
 
@@ -230,10 +230,17 @@ class Arena:
         return PoolClosed("the pool was closed", operation="use", path=self.path, hint="Open it again with `Pool.open`")
 
     def close(self) -> None:
-        """Release everything; views that callers still hold stay valid, and pinned, until they are gone."""
+        """Release everything; views that callers still hold stay valid, and pinned, until they are gone.
+
+        Who is changing a manifest in another thread does so to the end. Where that does not come in time, because a signal
+        handler is closing in the middle of it, what we hold goes with the process.
+        """
         with ExitStack() as others:
-            for node_guard in self._node_guards:  # who is changing a manifest in another thread does so to the end
-                others.enter_context(node_guard)
+            for node_guard in self._node_guards:
+                if not node_guard.acquire(timeout=self.lock_timeout_s):
+                    self.closed = True
+                    return
+                others.callback(node_guard.release)
             others.enter_context(self.guard)
             if self.closed:
                 return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sharedrag import faults, info
+import time
+
+from sharedrag import faults
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import CollectionEntry, Entry, Manifest, State, check_catalog_room, differs
 from sharedrag.errors import CollectionMismatch, CollectionNotFound
@@ -26,7 +28,7 @@ def definition(name: str, dimension: int | None, metric: str, dtype: str, embedd
         raise ValueError(f"dtype {dtype!r}: want one of {', '.join(DTYPES)}")
     if embedding_model not in (None, "") and not _is_label(embedding_model):
         raise ValueError(f"embedding_model {embedding_model!r:.80}: want a str of up to {NAME_BYTES_MAX} bytes, or None")
-    return CollectionEntry(0, name, dimension, metric, dtype, embedding_model, info.now_us())
+    return CollectionEntry(0, name, dimension, metric, dtype, embedding_model, time.time_ns() // 1000)
 
 
 def _is_label(given: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sharedrag.llama_index.chat_store import SharedAsyncChatStore, SharedChatStore
 from sharedrag.llama_index.document_store import SharedDocumentStore
+from sharedrag.llama_index.embedding import SharedEmbedding, as_llama_index
 from sharedrag.llama_index.index_store import SharedIndexStore
 from sharedrag.llama_index.kv_store import SharedKVStore
 from sharedrag.llama_index.vector_store import SharedVectorStore, UnsupportedQueryMode
@@ -16,8 +17,10 @@ __all__ = [
     "SharedAsyncChatStore",
     "SharedChatStore",
     "SharedDocumentStore",
+    "SharedEmbedding",
     "SharedIndexStore",
     "SharedKVStore",
     "SharedVectorStore",
     "UnsupportedQueryMode",
+    "as_llama_index",
 ]

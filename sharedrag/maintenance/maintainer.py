@@ -25,6 +25,7 @@ from sharedrag.arena import extents, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.extents import Purpose
 from sharedrag.arena.manifest import Entry, Kind, Manifest, State
+from sharedrag.arena.segment import PUT, Segment, Shape, hashes_in
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance import merge, reclaim
@@ -32,12 +33,10 @@ from sharedrag.memory import layout, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_LANE_BITS
 from sharedrag.segments import deletions, probe
 from sharedrag.segments.live import LiveRows, Part, View
-from sharedrag.segments.segment import PUT, Segment, Shape, hashes_in
 
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
-_STOP_WAIT_S = 10.0
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
 
 LiveOf = Callable[[str], LiveRows]
@@ -54,7 +53,7 @@ class Maintainer:
 
     def stop(self) -> None:
         """Wait for a round that another thread is in; there is none after that."""
-        self._guard.acquire(timeout=_STOP_WAIT_S)
+        self._guard.acquire(timeout=self._arena.lock_timeout_s)
 
     def after_fork_in_child(self) -> None:
         """A round that runs in the parent is not ours."""

@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sharedrag.memory import order
-from sharedrag.segments.live import Part
-from sharedrag.segments.segment import (
+from sharedrag.arena.segment import (
     HASH_MASK,
     HEADER_SIZE,
     HEAP_MAX,
@@ -23,6 +21,8 @@ from sharedrag.segments.segment import (
     buckets_for,
     hashes_in,
 )
+from sharedrag.memory import order
+from sharedrag.segments.live import Part
 
 _CHUNK_ROWS = 8192
 _STRINGS = (("id", "id_bytes"), ("text", "text_bytes"), ("metadata", "metadata_bytes"))

@@ -10,12 +10,12 @@ import numpy as np
 from sharedrag.arena import manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import Entry, Kind
+from sharedrag.arena.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
 from sharedrag.errors import PoolDamaged
 from sharedrag.info import Problem, VerifyReport
 from sharedrag.memory import layout, order, superblock
 from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments import deletions
-from sharedrag.segments.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
 
 _PROBLEMS_MAX = 1000
 _PROGRESS_ROWS = 10_000
@@ -60,8 +60,10 @@ def _verify_what_is_kept(arena: Arena, report: VerifyReport) -> None:
 
 
 def _note(report: VerifyReport, error: PoolDamaged) -> None:
-    if len(report.problems) < _PROBLEMS_MAX:
-        report.problems.append(Problem(offset=error.offset, what=error.what, advice=error.hint))
+    advice = error.hint if error.hint != PoolDamaged.HINT else "Restore the pool from a copy, or delete the records it names"
+    problem = Problem(offset=error.offset, what=error.what, advice=advice)
+    if len(report.problems) < _PROBLEMS_MAX and problem not in report.problems[-10:]:
+        report.problems.append(problem)
 
 
 def _rows(arena: Arena, node: int, entry: Entry, report: VerifyReport) -> int | None:

@@ -67,7 +67,9 @@ class LockFile:
             wait_s = min(_POLL_MAX_S, wait_s * 2)
 
     def unlock(self, offset: int) -> None:
-        """Release the byte."""
+        """Release the byte; `close` has released all."""
+        if self._fd < 0:
+            return
         fcntl.fcntl(self._fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
 
     def held_elsewhere(self, offset: int) -> bool:

@@ -14,9 +14,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from sharedrag.arena.segment import HAS_VECTOR
 from sharedrag.errors import InvalidRecord
 from sharedrag.segments.live import Part
-from sharedrag.segments.segment import HAS_VECTOR
 
 _HALF_CHUNK_ROWS = 4096  # float16 columns are widened in pieces that stay in cache
 

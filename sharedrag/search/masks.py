@@ -12,8 +12,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sharedrag.arena.segment import HAS_METADATA, Segment
 from sharedrag.segments.live import Part
-from sharedrag.segments.segment import HAS_METADATA, Segment
 
 if TYPE_CHECKING:
     from sharedrag.filters import Filter

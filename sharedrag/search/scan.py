@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, Segment
 from sharedrag.arena.session import Pin
 from sharedrag.errors import InvalidFilter
 from sharedrag.segments.live import Part
-from sharedrag.segments.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, Segment
 
 COLUMNS = ("id", "created", "text", "metadata", "vector", "key")
 _SLICES_MAX = 64  # with more runs of live rows than this, copying the live ones is cheaper to read

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
 from sharedrag.errors import InvalidRecord
-from sharedrag.segments.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
 
 ID_BYTES_MAX = 64 * 1024
 _NORM_TOLERANCE = 1e-6  # |v|^2 this near to 1 is a unit vector up to float32 rounding

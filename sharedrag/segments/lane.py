@@ -24,12 +24,12 @@ import xxhash
 
 from sharedrag import faults
 from sharedrag.arena.attachment import Arena
+from sharedrag.arena.segment import FLAGS_PRIME, HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
 from sharedrag.arena.session import write_label
 from sharedrag.errors import PoolBusy
 from sharedrag.memory import layout, order
 from sharedrag.memory.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, KEY_LANE_BITS
 from sharedrag.segments.batch import Batch
-from sharedrag.segments.segment import FLAGS_PRIME, HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
 
 _VALUE_MASK, _VALUE_BITS, _PRIME = order.VALUE_MASK, order.VALUE_BITS, order.CHECK_PRIME
 _U64 = (1 << 64) - 1

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from sharedrag.arena.attachment import Arena, Snapshot
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, State, differs
+from sharedrag.arena.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 from sharedrag.arena.session import Pin
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
 from sharedrag.memory import order
 from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments import deletions, probe
-from sharedrag.segments.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 
 _CUT_ATTEMPTS = 16
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop

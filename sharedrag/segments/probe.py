@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sharedrag.arena.segment import Segment, hashes_in, rows_in
 from sharedrag.memory import order
-from sharedrag.segments.segment import Segment, hashes_in, rows_in
 
 
 class Matches(NamedTuple):

@@ -13,11 +13,11 @@ from sharedrag.arena import extents, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.extents import Purpose, Run
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
+from sharedrag.arena.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
 from sharedrag.errors import CollectionDropped, PoolFull, RecordTooLarge
 from sharedrag.memory.layout import EXTENT_SIZE, Geometry
 from sharedrag.segments.batch import Batch
 from sharedrag.segments.lane import Lane, heap_needs
-from sharedrag.segments.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
 
 _GROWTH = 4
 _FIRST_ROWS = 128

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sharedrag import Collection, Pool
 from sharedrag.arena.manifest import Entry, Kind, State
-from sharedrag.segments.segment import Segment
+from sharedrag.arena.segment import Segment
 from tests.crash.remote import Remote
 
 _WAIT_S = 20.0

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from sharedrag import Pool
 from sharedrag.arena.manifest import Kind, State
+from sharedrag.arena.segment import Segment
 from sharedrag.memory import layout
-from sharedrag.segments.segment import Segment
 
 CAPACITY_MIB = 8  # of each node
 QUERIES = 3

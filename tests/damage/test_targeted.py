@@ -14,9 +14,9 @@ import pytest
 from sharedrag import Collection, Pool, PoolDamaged, SharedRagError, faults
 from sharedrag.arena import manifest, session
 from sharedrag.arena.manifest import State
+from sharedrag.arena.segment import Segment, hash31
 from sharedrag.memory import layout, order
 from sharedrag.segments import lane
-from sharedrag.segments.segment import Segment, hash31
 
 OLD, NEW = "the old text", "the new text"
 

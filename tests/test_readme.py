@@ -1,0 +1,27 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharedrag import Pool
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["pool", "llama-index"])
+def test_code_runs(block: str, pool_path: str) -> None:
+    """Twice in processes of their own, on a pool elsewhere, each block does what it says."""
+    block = block.replace("/dev/shm/hawaii.pool", pool_path)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", block], check=True, timeout=110, capture_output=True)
+    with Pool.open(pool_path) as pool:
+        (name,) = pool.collections()
+        assert len(pool.collection(name)) >= 1
+        assert pool.collection(name).embedding_model == "all-MiniLM-L6-v2"
