@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,23 @@ sharedrag demo
 ```
 """,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sharedrag {version('sharedrag')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    # no docstring: the help is the app's own
+    del show_version
+
 
 PoolPath = Annotated[str, typer.Argument(metavar="POOL", help="Path of the pool, such as /dev/shm/team.pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
