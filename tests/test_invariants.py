@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from sharedrag.memory import layout, locks, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_EPOCH_US, clock_of
 from tests.crash import checks
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
-from tests.crash.helpers import fill_and_decay, keys_of, notes, reclaimed, segments_of, texts_of, until
+from tests.crash.helpers import Interrupting, fill_and_decay, keys_of, notes, reclaimed, segments_of, texts_of, until
 from tests.crash.launcher import Launcher
 from tests.crash.remote import Remote
 
@@ -219,24 +219,6 @@ def test_invariant_04_one_query_sees_one_cut(launcher: Launcher, pool_path: str)
             worker.conn.send("stop")
             assert worker.receive() >= answers
             assert worker.wait() == 0
-
-
-class Interrupting:
-    """A region's words; right after a certain one is read for the first time, something happens."""
-
-    def __init__(self, words: Any, index: int, happens: Callable[[], object]) -> None:
-        self._words = words
-        self._index = index
-        self._happens: list[Callable[[], object]] = [happens]
-
-    def __getitem__(self, index: int) -> int:
-        value: int = self._words[index]
-        if index == self._index and self._happens:
-            self._happens.pop()()
-        return value
-
-    def __setitem__(self, index: int, value: int) -> None:
-        self._words[index] = value
 
 
 def test_invariant_04_a_cut_is_collected_again_when_it_changed_meanwhile(pool_path: str) -> None:

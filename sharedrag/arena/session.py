@@ -24,6 +24,8 @@ from sharedrag.memory.layout import Geometry
 from sharedrag.memory.locks import LockFile
 from sharedrag.memory.region import Region
 
+_COLLECT_ATTEMPTS = 16
+
 Generations = tuple[int, ...]
 
 
@@ -207,24 +209,40 @@ class Pin:
 def oldest_pins(region: Region, geometry: Geometry, locks: LockFile, own: Session) -> tuple[int | None, ...]:
     """For each node, the least generation that any live session pins; None where nobody pins one.
 
-    REQUIRES: `order.fence_all_processes()` after the manifest that retires something was published. A pin that fails its
-    check counts as the oldest there can be (generation 0): damage may keep memory, never free it.
+    REQUIRES: `order.fence_all_processes()` after the manifest that retires something was published. A view may change
+    hands while the slots are read one by one (a fork pins it for the child, then the parent lets go): they are read until
+    two passes agree, and if none do, nothing may be freed now. A pin that fails its check counts as the oldest there can
+    be (generation 0): damage may keep memory, never free it.
     """
+    pins = _collect_pins(region, geometry, locks, own)
+    for _ in range(_COLLECT_ATTEMPTS):
+        again = _collect_pins(region, geometry, locks, own)
+        if again == pins:
+            break
+        pins = again
+    else:
+        return (0,) * geometry.nodes
     oldest: list[int | None] = [None] * geometry.nodes
+    for words in pins.values():
+        for node, word in enumerate(words):
+            if word:
+                pinned = word & order.VALUE_MASK if order.is_checked(word) else 0
+                known = oldest[node]
+                oldest[node] = pinned if known is None else min(known, pinned)
+    return tuple(oldest)
+
+
+def _collect_pins(region: Region, geometry: Geometry, locks: LockFile, own: Session) -> dict[int, tuple[int, ...]]:
+    """The pin words of every live session, by its slot's offset."""
     words = region.words
+    found: dict[int, tuple[int, ...]] = {}
     for node in range(geometry.nodes):
         for slot in range(layout.SESSIONS_PER_NODE):
             offset = geometry.session_offset(node, slot)
-            at = offset >> 3
-            if words[at + (layout.SESSION_PID >> 3)] == 0 and words[at + (layout.SESSION_PINS >> 3)] == 0:
+            pins_at = (offset + layout.SESSION_PINS) >> 3
+            if words[(offset + layout.SESSION_PID) >> 3] == 0 and words[pins_at] == 0:
                 continue
             mine = node == own.node and slot == own.slot
-            if not mine and not locks.held_elsewhere(offset):
-                continue  # its process is dead
-            for other in range(geometry.nodes):
-                word = words[at + (layout.SESSION_PINS >> 3) + other]
-                if word:
-                    pinned = word & order.VALUE_MASK if order.is_checked(word) else 0
-                    known = oldest[other]
-                    oldest[other] = pinned if known is None else min(known, pinned)
-    return tuple(oldest)
+            if mine or locks.held_elsewhere(offset):  # else: its process is dead
+                found[offset] = tuple(words[pins_at + other] for other in range(geometry.nodes))
+    return found

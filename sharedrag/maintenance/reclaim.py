@@ -103,18 +103,20 @@ def tombstone_limit(arena: Arena) -> int:
 
 def reclaim(arena: Arena, report: MaintenanceReport) -> None:
     """Free what was retired before every live session's pin."""
-    arena.refresh()
-    if not any(entry.state == State.RETIRED for entry in newest(arena).entries):
+    before = newest(arena)
+    if not any(entry.state == State.RETIRED for entry in before.entries):
         return
     order.fence_all_processes()
     faults.passing("reclaim.fenced")
     oldest = session.oldest_pins(arena.region, arena.geometry, arena.session.locks, arena.session)[arena.node]
+    # What was retired since has had no fence: a pin that is older may still be on its way.
+    limit = before.generation if oldest is None else min(oldest, before.generation)
     with arena.node_locked("reclaim") as current:
         assert current is not None
         free = {
             entry.uid: entry._replace(state=State.PUNCHING)
             for entry in current.entries
-            if entry.state == State.RETIRED and (oldest is None or entry.retired_at <= oldest)
+            if entry.state == State.RETIRED and entry.retired_at <= limit
         }
         if not free:
             return

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sharedrag import Collection, Pool
 from sharedrag.arena.manifest import Entry, Kind, State
@@ -76,3 +77,21 @@ def keys_of(collection: Collection) -> dict[str, int]:
     """Each live record's order key."""
     table = collection.scan(columns=["id", "key"])
     return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+
+
+class Interrupting:
+    """A region's words; right after a certain one is read for the first time, something happens."""
+
+    def __init__(self, words: Any, index: int, happens: Callable[[], object]) -> None:
+        self._words = words
+        self._index = index
+        self._happens: list[Callable[[], object]] = [happens]
+
+    def __getitem__(self, index: int) -> int:
+        value: int = self._words[index]
+        if index == self._index and self._happens:
+            self._happens.pop()()
+        return value
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -172,6 +173,25 @@ def inherit_a_view(conn: Connection, path: str) -> None:
     del table
     conn.send("let go")
     conn.recv()
+
+
+def hand_a_view_to_a_child(conn: Connection, path: str) -> None:
+    """When told, fork a child that keeps a view, in a lower session slot, and let go of it oneself."""
+    lower = Pool.open(path, maintenance=False)
+    pool = Pool.open(path, maintenance=False)
+    table = pool.collection("notes").scan()
+    content = table.to_pydict()
+    lower.close()  # its slot is the first free one
+    conn.send("ready")
+    conn.recv()
+    if os.fork() == 0:
+        conn.recv()
+        conn.send(table.to_pydict() == content)
+        os._exit(0)
+    del table
+    pool.move_pins_on()
+    conn.send(pool.arena.session.slot)
+    signal.pause()
 
 
 def fork_when_full(conn: Connection, path: str) -> None:
