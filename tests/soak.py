@@ -51,7 +51,7 @@ class Place:
         self._target = target
         self._args = args
         self.stopped_until = 0.0
-        self.heard = time.monotonic()
+        self.heard = soak.clock
         self.worker = self._start()
 
     def _start(self) -> Worker:
@@ -59,7 +59,7 @@ class Place:
         fault = ""
         if chance.random() < _ARMED_SHARE and not self._soak.ending:
             fault = f"{chance.choice(sorted(POINTS))}:kill:{chance.choice((1, 1, 2, 5, 20, 100))}"
-        self.heard = time.monotonic()
+        self.heard = self._soak.clock
         return self._soak.launcher.start(self._target, *self._args, chance.getrandbits(32), fault=fault)
 
     def listen(self) -> None:
@@ -67,7 +67,7 @@ class Place:
         try:
             while self.worker.conn.poll(0):
                 kind, value = self.worker.conn.recv()
-                self.heard = time.monotonic()
+                self.heard = self._soak.clock
                 if kind == "beat":
                     self._soak.operations += value
                 else:
@@ -81,14 +81,14 @@ class Place:
             self.worker.conn.close()
             if not self._soak.ending or code:
                 self.worker = self._start()
-        if time.monotonic() - self.heard > _SILENT_S and not self.stopped_until:
+        if self._soak.clock - self.heard > _SILENT_S and not self.stopped_until:
             self._soak.anomalies.append(f"BLOCKED: {self.name} did nothing for {_SILENT_S} s")
 
     def go_on(self) -> None:
         """End a stop whose time is over."""
         if self.stopped_until and time.monotonic() >= self.stopped_until:
             self.stopped_until = 0.0
-            self.heard = time.monotonic()
+            self.heard = self._soak.clock
             self.worker.signal(signal.SIGCONT)
 
     def strike(self) -> None:
@@ -116,6 +116,7 @@ class Soak:
         self.kills = self.stops = self.operations = self.checked = 0
         self.anomalies: list[str] = []
         self.ending = False
+        self.clock = 0.0  # seconds in which we ran: if the machine stops for a minute, nobody is to blame
         self.started = time.monotonic()
         self.launcher = Launcher()
         with Pool.open(self.path, create=True, capacity=CAPACITY, nodes=nodes, maintenance=False) as pool:
@@ -136,7 +137,7 @@ class Soak:
     def run(self) -> None:
         """Strike until there were enough kills, or something was wrong; then look at everything."""
         with self._shown() as show:
-            next_strike = time.monotonic()
+            next_strike = before = time.monotonic()
             while self.kills < self.wanted and not self.anomalies:
                 for place in self.places:
                     place.go_on()
@@ -146,6 +147,8 @@ class Soak:
                     next_strike = max(next_strike + _TICK_S, time.monotonic() - _TICK_S)
                 show()
                 time.sleep(0.002)
+                self.clock += min(time.monotonic() - before, 1.0)
+                before = time.monotonic()
         self._end()
         self._compare()
 

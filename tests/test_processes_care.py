@@ -146,6 +146,30 @@ def test_a_stopped_holder_of_the_node_lock_is_named(launcher: Launcher, pool_pat
         pool.collection("another").put(["x"], texts=["free at once"])
 
 
+def test_time_in_which_the_machine_was_stopped_is_not_waiting(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps by minutes in the middle of a wait for a lock: the holder gets its chance to let go."""
+    other = LockFile(pool.path)
+    offset = pool.arena.geometry.node_offset(0) + layout.ROOT_OFFSET
+    assert other.try_lock(offset)
+    jumped, polls = [0.0], [0]
+    monotonic, sleep = time.monotonic, time.sleep
+
+    def jumping(seconds: float) -> None:
+        if seconds < 0.01:  # the wait for the lock, not the keeper's tick
+            polls[0] += 1
+            jumped[0] += 200.0 if polls[0] == 1 else 0.0
+            if polls[0] == 4:
+                other.close()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", jumping)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + jumped[0])
+    pool.arena.lock_timeout_s = 60.0
+    with pool.arena.node_locked("test") as current:
+        assert current is not None
+    assert polls[0] >= 4
+
+
 # ---------------------------------------------------------------------- exclusive
 
 

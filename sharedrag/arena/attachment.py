@@ -247,8 +247,8 @@ class Arena:
             self.closed = True
             self._segments.clear()
             self.current = self.current._replace(pin=None)  # type: ignore[arg-type]
+            self.region.close()  # first: without a descriptor nobody punches or reserves once the locks are gone
             self.session.close()
-            self.region.close()
 
     def before_fork(self) -> None:
         """Claim the child's session, at our oldest pin, so that the views it inherits stay valid."""

@@ -20,6 +20,7 @@ assert _FLOCK.size == 32
 
 _POLL_FIRST_S = 0.0001
 _POLL_MAX_S = 0.005
+_COUNTED_MAX_S = 0.1  # of one poll: what is beyond is not waiting but being stopped
 
 
 class LockFile:
@@ -48,16 +49,23 @@ class LockFile:
         return True
 
     def lock(self, offset: int, timeout_s: float, describe: Callable[[], str], operation: str) -> None:
-        """Take the byte within `timeout_s`; raise `PoolBusy` with `describe()`, who holds it, after that."""
+        """Take the byte within `timeout_s`; raise `PoolBusy` with `describe()`, who holds it, after that.
+
+        Counted is the time in which this process looked: if it, or the whole machine, was stopped meanwhile, so may the
+        holder have been.
+        """
         if self.try_lock(offset):
             return
-        deadline = time.monotonic() + timeout_s
-        wait_s = _POLL_FIRST_S
+        waited_s, wait_s = 0.0, _POLL_FIRST_S
+        before = time.monotonic()
         while True:
             time.sleep(wait_s)
             if self.try_lock(offset):
                 return
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            waited_s += min(now - before, _COUNTED_MAX_S)
+            before = now
+            if waited_s >= timeout_s:
                 raise PoolBusy(
                     f"not free within {timeout_s:g} s: {describe()}",
                     operation=operation,
