@@ -158,14 +158,26 @@ def test_a_dead_parents_lane_and_session_are_free_while_its_child_lives(
         assert set(texts_of(collection)) == {"p", "q", "c"}
 
 
-def test_a_child_inherits_no_pin_of_a_thread_that_was_reading(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("retired", ["before the fork", "after the fork"])
+def test_a_child_inherits_no_pin_of_a_thread_that_was_reading(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+    retired: str,
+) -> None:
     """The forked child has no such thread: what it would pin for ever is reclaimed while it lives."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
         fill_and_decay(pool)
         worker = launcher.start("tests.crash.workers:read_during_fork", pool_path)
+        assert worker.receive() == "reading"
+        if retired == "before the fork":
+            assert pool.maintain().segments_merged
+            time.sleep(2 * TICK_S)  # the parent's keeper moves on what it may; what the thread reads, it may not
+            assert not reclaimed(pool)
+        worker.conn.send("fork")
         child = worker.receive()
         assert child in {one.pid for one in pool.info().sessions}
-        assert pool.maintain().segments_merged
+        if retired == "after the fork":
+            assert pool.maintain().segments_merged
         until(lambda: reclaimed(pool), "the child holds what a thread of its parent was reading")
         assert child in {one.pid for one in pool.info().sessions}
         worker.conn.send("end")
@@ -324,6 +336,26 @@ def test_close_waits_for_the_puts_of_other_threads(pool_path: str) -> None:
         collection.put(["late"], texts=["x"])
     with pytest.raises(PoolClosed):
         collection.get(["late"])
+
+
+def test_a_put_in_the_middle_of_close_takes_no_lane(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the lane was given back, and before the handle is closed, a put of another thread is PoolClosed already."""
+    pool = Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False)
+    collection = pool.collection("notes")
+    collection.put(["a"], texts=["before"])
+    refused: list[bool] = []
+
+    def put_meanwhile() -> None:
+        with pytest.raises(PoolClosed):
+            collection.put(["b"], texts=["meanwhile"])
+        refused.append(True)
+
+    monkeypatch.setattr(pool._maintainer, "stop", put_meanwhile)  # the step between the two
+    pool.close()
+    assert refused
+    with Pool.open(pool_path) as again:
+        assert set(texts_of(again.collection("notes"))) == {"a"}
+        assert [lane for lane in again.info().lanes if lane.held] == []
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,26 @@
-"""What outlives its pool, who is stopped, who holds a name, what runs out, several nodes, drops."""
+"""What outlives its pool, who is stopped, who holds a name, what runs out, what maintenance gets over."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import pytest
 
-from sharedrag import CollectionDropped, Pool, PoolBusy, PoolClosed
+from sharedrag import Pool, PoolBusy, PoolClosed, PoolDamaged
 from sharedrag.arena.manifest import State
-from sharedrag.memory import layout
+from sharedrag.errors import PoolReplaced
+from sharedrag.maintenance.maintainer import Maintainer
+from sharedrag.memory import layout, locks, superblock
+from sharedrag.memory.layout import Geometry
 from sharedrag.memory.locks import LockFile
+from sharedrag.segments.live import Part
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
-from tests.crash.helpers import fill_and_decay, notes, reclaimed, stopped, texts_of, until
+from tests.crash.helpers import fill_and_decay, notes, reclaimed, segments_of, stopped, texts_of, until
 from tests.crash.launcher import Launcher
 from tests.crash.remote import Remote
 
@@ -297,118 +302,104 @@ def test_a_dead_writers_lane_goes_on_in_the_same_segment(launcher: Launcher, poo
         assert set(texts_of(pool.collection("notes"))) == {*notes("a", 5)[0], *notes("b", 5)[0]}
 
 
-# ---------------------------------------------------------------------- several nodes
+# ---------------------------------------------------------------------- care for one is not harmed by another
 
 
-class FourNodes:
-    """Four processes, each of its own node, and what must be in their collection."""
-
-    def __init__(self, launcher: Launcher, path: str) -> None:  # noqa: F811
-        Pool.open(path, create=True, capacity="32 MiB", nodes=4).close()
-        self.nodes = [Remote(launcher, path, node=number, maintenance=False) for number in range(4)]
-        self.nodes[0].pool("collection", "notes", 4)
-        self.expected: dict[str, str] = {}
-
-    def put(self, node: int, ids: list[str], text: str) -> None:
-        """Write under these ids from a node."""
-        self.nodes[node].on("notes", "put", ids, np.full((len(ids), 4), node + 1.0), [f"{text} {one}" for one in ids])
-        self.expected.update({one: f"{text} {one}" for one in ids})
-
-    def delete(self, node: int, ids: list[str]) -> None:
-        """Delete these ids from a node."""
-        assert self.nodes[node].on("notes", "delete", ids) == len(ids)
-        for one in ids:
-            del self.expected[one]
-
-    def check(self) -> None:
-        """Every node finds what is expected."""
-        for number, node in enumerate(self.nodes):
-            found = {record.id: record.text for record in node.on("notes", "find")}
-            assert found == self.expected, f"node {number}"
-            hits = node.on("notes", "search", [1.0, 1, 1, 1], k=1000)
-            assert sorted(hit.id for hit in hits) == sorted(self.expected), f"node {number}"
-
-    def versions(self) -> set[int]:
-        """What each node says is the collection's version."""
-        return {node.on("notes", "version") for node in self.nodes}
-
-
-def test_four_nodes_see_each_others_puts_updates_and_deletes(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
-    """Four processes, each of its own node: every write of each is seen by all, also after each node's maintenance."""
-    four = FourNodes(launcher, pool_path)
-    for number in range(4):
-        four.put(number, [f"n{number}-{record}" for record in range(10)], "first")
-        four.check()
-    for number in range(4):  # each updates what the next node wrote, and deletes what the one after that wrote
-        four.put(number, [f"n{(number + 1) % 4}-{record}" for record in range(3)], f"by node {number}")
-        four.delete(number, [f"n{(number + 2) % 4}-{record}" for record in (7, 8)])
-        four.check()
-    assert len(four.versions()) == 1
-    for number in (0, 1, 2, 3, 0, 1, 2, 3):
-        for round_number in range(6):  # enough to roll, so that there is something to merge
-            four.put(number, [f"big{number}-{record}" for record in range(40)], f"{round_number} " + "x" * 1500)
-        report = four.nodes[number].pool("maintain")
-        assert report.elected
-        assert report.segments_merged, f"node {number} had nothing to merge"
-        four.check()
-    before = four.versions()
-    for _ in range(3):
-        for node in four.nodes:
-            node.pool("move_pins_on")
-        for node in four.nodes:
-            node.pool("maintain")
-            four.check()
-    assert four.versions() == before, "maintenance changed the version"
-    assert four.nodes[3].pool("verify").ok
-    waiting = [one.retired for one in four.nodes[1].pool("info").nodes]
-    assert waiting == [0, 0, 0, 0], "memory that nobody sees is still held"
-
-
-def test_one_nodes_maintenance_needs_no_other_nodes_lock(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
-    """A stopped holder of node 1's lock keeps neither node 0's writers nor its maintainer waiting."""
-    with Pool.open(pool_path, create=True, capacity="16 MiB", nodes=2, lock_timeout_s=0.1, maintenance=False) as pool:
-        pool.collection("notes")
-        other = Remote(launcher, pool_path, fault="roll.locked:stop", node=1, maintenance=False)
-        other.begin("notes", "put", ["b"], texts=["by node 1"])
-        other.worker.wait_stopped()
-        fill_and_decay(pool)
-        assert pool.maintain().segments_merged
-        other.worker.signal(signal.SIGCONT)
-        other.finish()
-        assert pool.collection("notes").get(["b"])[0] is not None
-
-
-# ---------------------------------------------------------------------- dropping under others
-
-
-def test_a_drop_is_seen_by_readers_and_writers_of_other_processes(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
-    """Others' next call says CollectionDropped; made anew with another shape, their old handles do not touch it."""
+def test_one_round_reclaims_what_it_retired(pool_path: str) -> None:
+    """Alone in the pool, with views of two collections kept, one round of maintenance merges and frees at once."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
-        collection = pool.collection("vectors", dimension=4)
-        collection.put(["a"], np.ones((1, 4)), ["four"])
-        other = Remote(launcher, pool_path, maintenance=False)
-        other.on("vectors", "put", ["b"], np.ones((1, 4)), ["four"])
-        other.pool("drop", "vectors")
-        for use in (
-            lambda: collection.get(["a"]),
-            lambda: collection.search(np.ones(4)),
-            lambda: collection.put(["c"], np.ones((1, 4)), ["gone"]),
-            lambda: len(collection),
-        ):
-            with pytest.raises(CollectionDropped, match="'vectors' was dropped"):
-                use()
-        other.pool("collection", "vectors", 64)
-        other.on("vectors", "put", ["a"], np.ones((1, 64)), ["sixty-four"])
-        for use in (
-            lambda: collection.get(["a"]),
-            lambda: collection.search(np.ones(4)),
-            lambda: collection.put(["c"], np.ones((1, 4)), ["of the old shape"]),
-        ):
-            with pytest.raises(CollectionDropped):
-                use()
-        anew = pool.collection("vectors")
-        assert texts_of(anew) == {"a": "sixty-four"}
-        for _ in range(2):
+        for name in ("one", "two"):
+            fill_and_decay(pool, name)
+            assert len(pool.collection(name)) == 60
+        report = pool.maintain()
+        assert report.segments_merged >= 2
+        assert report.segments_freed >= 2
+        assert report.segments_waiting == 0
+
+
+def test_a_drop_in_the_middle_of_a_round_ends_nothing(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process drops a collection that the round has yet to come to: the round goes on with the next."""
+    with (
+        Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool,
+        Pool.open(pool_path, maintenance=False) as other,
+    ):
+        for name in ("first", "second", "third"):
+            fill_and_decay(pool, name)
+        tend, tended = Maintainer._tend, []
+
+        def tend_and_drop(maintainer: Maintainer, name: str, *given: Any) -> None:
+            tended.append(name)
+            tend(maintainer, name, *given)
+            if name == "first":
+                other.drop("second")
+
+        monkeypatch.setattr(Maintainer, "_tend", tend_and_drop)
+        assert pool.maintain().segments_merged
+        assert tended == ["first", "second", "third"]
+        monkeypatch.undo()
+        other.move_pins_on()
+        assert reclaimed(pool)
+        assert sorted(pool.collections()) == ["first", "third"]
+
+
+def test_damage_in_one_collection_does_not_keep_the_others_memory(pool_path: str) -> None:
+    """A round says PoolDamaged for the one, but has merged and reclaimed the others."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        for name in ("hurt", "sound"):
+            fill_and_decay(pool, name)
+        ((_, segment), *_rest) = segments_of(pool, "hurt")
+        region = pool.arena.region
+        region.words[(segment.offset + segment.columns["link"][0]) >> 3] ^= 1 << 30
+        before = region.allocated()
+        with pytest.raises(PoolDamaged):
             pool.maintain()
-        assert other.pool("maintain").elected
-        assert pool.verify().ok
+        assert region.allocated() < before
+        assert not any(part.dead for part in _parts(pool, "sound") if part.sealed), "the sound one was not tended"
+        assert len(pool.collection("sound")) == 60
+
+
+def _parts(pool: Pool, name: str) -> tuple[Part, ...]:
+    live = pool.collection(name).live
+    try:
+        return live.acquire().parts
+    finally:
+        live.release()
+
+
+@pytest.mark.parametrize("step", ["the superblock was read", "the file was mapped"])
+def test_a_file_replaced_in_the_middle_of_opening_is_noticed(
+    pool_path: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Opening looks at the path several times; if another pool is there in between, that is PoolReplaced, not a mixture."""
+    Pool.open(pool_path, create=True, capacity="4 MiB").close()
+
+    def replace() -> None:
+        monkeypatch.undo()
+        Pool.open(pool_path + ".other", create=True, capacity="8 MiB").close()
+        os.rename(pool_path + ".other", pool_path)
+
+    if step == "the superblock was read":
+        read = superblock.read
+
+        def read_then_replace(path: str) -> Geometry:
+            found = read(path)
+            replace()
+            return found
+
+        monkeypatch.setattr(superblock, "read", read_then_replace)
+    else:
+        check = locks.check_locks_work
+
+        def replace_then_check(path: str, offset: int) -> None:
+            replace()
+            check(path, offset)
+
+        monkeypatch.setattr(locks, "check_locks_work", replace_then_check)
+    gc.collect()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(PoolReplaced):
+        Pool.open(pool_path)
+    gc.collect()  # the mapping goes with the error's traceback
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with Pool.open(pool_path) as pool:
+        assert pool.info().capacity == 8 << 20

@@ -101,7 +101,8 @@ class Maintainer:
                 except CollectionDropped:
                     continue
                 except PoolDamaged as error:
-                    damaged = error  # the other collections, and reclaim, must not suffer
+                    # The other collections, and reclaim, must not suffer; a traceback would keep views alive.
+                    damaged = error.with_traceback(None)
             for name in names:
                 self._live_of(name).move_on()  # our own views must not be what keeps the sources
             reclaim.reclaim(self._arena, report)

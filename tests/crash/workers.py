@@ -123,6 +123,8 @@ def read_during_fork(conn: Connection, path: str) -> None:
     thread = threading.Thread(target=lambda: notes.find(Slow("x", "==", 1), limit=1))
     thread.start()
     reading.wait()
+    conn.send("reading")
+    conn.recv()
     pid = os.fork()
     if pid == 0:
         conn.send(os.getpid())
