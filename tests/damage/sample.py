@@ -100,11 +100,11 @@ def build(path: str, nodes: int, seed: int = 1) -> Sample:
             for pool in (first, second):
                 pool.collection(name, dimension, metric, dtype)
         first.collection("empty", 4)
-        for round_ in range(10):
+        for round_ in range(12):
             for name in METRICS:
                 for pool in (first, second):
                     _write(pool, sample, name, rng, round_)
-            if round_ in (3, 6):
+            if round_ in (4, 8):
                 first.maintain()
                 second.maintain()
         _leave_half_a_put(path)
@@ -119,7 +119,7 @@ def _write(pool: Pool, sample: Sample, name: str, rng: np.random.Generator, roun
     known = sorted(sample.live[name])
     stem = {"notes": "note", "halves": "half", "keys": "key"}[name]
     fresh = [f"{stem}-{len(known) + len(sample.gone[name]) + number}" for number in range(20)]
-    again = rng.choice(known, 8, replace=False).tolist() if known else []
+    again = rng.choice(known, 16, replace=False).tolist() if known else []
     for ids in (fresh, again):
         records = {one: _record(one, collection.dimension, rng, round_) for one in ids}
         if not records:
@@ -143,7 +143,7 @@ def _record(key: str, dimension: int | None, rng: np.random.Generator, round_: i
     vector = None
     if dimension and number % 10:
         vector = tuple(float(one) for one in rng.standard_normal(dimension).astype(np.float16))
-    text = None if number % 7 == 0 else f"{key} in round {round_} says {number}: " + "aloha ʻāina " * int(rng.integers(1, 8))
+    text = None if number % 7 == 0 else f"{key} in round {round_} says {number}: " + "aloha ʻāina " * int(rng.integers(1, 24))
     metadata: dict[str, Any] = {} if number % 5 == 0 else {"room": f"room-{number % 4}", "number": number}
     return Expected(text, metadata, _START + timedelta(microseconds=number), vector)
 

@@ -42,9 +42,12 @@ def test_an_undamaged_pool_passes_every_check() -> None:
     folder = tempfile.mkdtemp(prefix="sharedrag-test-", dir="/dev/shm")
     try:
         fuzz.prepare(folder)
+        areas = [{area.name for area in loaded.sample.areas} for loaded in fuzz.load(folder)]
         outcomes = [fuzz.run_one(folder, loaded, Plan(0, ())) for loaded in fuzz.load(folder)]
     finally:
         shutil.rmtree(folder)
+    for names in areas:
+        assert {"deletion vectors", "link, sealed", "link, open", "vectors, sealed", "superblock"} <= names
     for outcome in outcomes:
         assert outcome.opened
         assert not outcome.verify_found
