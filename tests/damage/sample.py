@@ -143,7 +143,9 @@ def _record(key: str, dimension: int | None, rng: np.random.Generator, round_: i
     vector = None
     if dimension and number % 10:
         vector = tuple(float(one) for one in rng.standard_normal(dimension).astype(np.float16))
-    text = None if number % 7 == 0 else f"{key} in round {round_} says {number}: " + "aloha ʻāina " * int(rng.integers(1, 24))
+    text = (
+        None if number % 7 == 0 else f"{key} in round {round_} says {number}: " + "aloha ʻāina " * int(rng.integers(1, 24))
+    )
     metadata: dict[str, Any] = {} if number % 5 == 0 else {"room": f"room-{number % 4}", "number": number}
     return Expected(text, metadata, _START + timedelta(microseconds=number), vector)
 
