@@ -216,7 +216,7 @@ class Collection:
         except ValueError:  # rows of different lengths
             single = False
         queries = batch.as_vectors([vectors] if single else vectors, self.dimension, "search")
-        if not len(queries) or batch.is_one_unit_vector(queries):
+        if batch.are_unit_vectors(queries):
             return queries, single
         squares = batch.squared_norms(queries, self.metric, "search")
         return (batch.unit(queries, squares)[0] if self.metric == "cosine" else queries), single

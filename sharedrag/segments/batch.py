@@ -22,6 +22,8 @@ _ONE_US = timedelta(microseconds=1)
 _FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
 _LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
 _EMPTY = b""
+_FLOAT32 = np.dtype(np.float32)
+_new = tuple.__new__  # half the price of calling a NamedTuple
 
 
 class Batch(NamedTuple):
@@ -64,6 +66,14 @@ def encode_id(given: object) -> bytes:
     )
 
 
+def encode_ids(ids: Sequence[Any]) -> list[bytes]:
+    """`encode_id` of each."""
+    encoded = _plain_texts(ids)
+    if encoded and _EMPTY not in encoded and max(map(len, encoded)) <= ID_BYTES_MAX:
+        return encoded
+    return [encode_id(one) for one in ids]
+
+
 def _encode_text(text: object) -> bytes:
     if not isinstance(text, str):
         raise invalid(f"a text is a {type(text).__name__}", "Texts are strings or None")
@@ -88,7 +98,7 @@ def encode_metadata(metadata: object) -> bytes:
         raise invalid(
             f"metadata is not JSON: {error}", "Use strings, numbers, booleans, None, lists and dicts with string keys"
         ) from None
-    if b"null" in encoded and _has_non_finite(metadata):
+    if b"null" in encoded and _has_non_finite(metadata):  # orjson writes them as null
         raise invalid("metadata holds NaN or infinity", "JSON has no such numbers; use None or a string")
     return encoded
 
@@ -193,12 +203,46 @@ def unit(
     return np.divide(vectors, norms[:, None], dtype=np.float32), norms.view(np.uint32).tolist()
 
 
-def is_one_unit_vector(vectors: npt.NDArray[np.float32]) -> bool:
-    """True for the commonest put: one vector of length 1, which is then finite and not zero either."""
+def are_unit_vectors(vectors: npt.NDArray[np.float32]) -> bool:
+    """True if all have length 1, as most do; they are finite then, and none is zero."""
     if len(vectors) != 1:
-        return False
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+        return bool((np.abs(squares - 1.0) <= _NORM_TOLERANCE).all())
     row = vectors[0]
     return -_NORM_TOLERANCE <= float(row.dot(row)) - 1.0 <= _NORM_TOLERANCE
+
+
+def encode_one(
+    ids: Any, vectors: Any, texts: Any, metadata: Any, dimension: int | None, metric: str, dtype: str
+) -> Batch | None:
+    """A put as most are, in one pass: one record of plain types with a unit vector; None where `encode` must decide."""
+    flags, text, meta = PUT, _EMPTY, _EMPTY
+    try:
+        (one,) = ids if type(ids) is list else ()
+        encoded = str.encode(one)
+        if texts is not None:
+            (given,) = texts if type(texts) is list else ()
+            text = str.encode(given)
+            flags |= HAS_TEXT
+        if metadata is not None:
+            (given,) = metadata if type(metadata) is list else ()
+            meta = orjson.dumps(given)
+            flags |= HAS_METADATA
+            if type(given) is not dict or b"null" in meta:
+                return None
+    except (TypeError, ValueError):
+        return None
+    if not 0 < len(encoded) <= ID_BYTES_MAX:
+        return None
+    if vectors is not None:
+        if type(vectors) is not np.ndarray or vectors.dtype is not _FLOAT32 or vectors.shape != (1, dimension):
+            return None
+        row = vectors[0]
+        if dtype != "float32" or not -_NORM_TOLERANCE <= float(row.dot(row)) - 1.0 <= _NORM_TOLERANCE:
+            return None
+        flags |= HAS_VECTOR
+    hashed = hash31(encoded)
+    return _new(Batch, ([encoded], [hashed], [text], [meta], [flags], None, vectors, None))
 
 
 def _stored_vectors(
@@ -225,7 +269,7 @@ def _stored_vectors(
         vectors = as_vectors(given, dimension, "put")
         if len(vectors) != count:
             _items(vectors, "vectors", count)  # raises
-        if dtype == "float32" and is_one_unit_vector(vectors):
+        if dtype == "float32" and are_unit_vectors(vectors):
             return vectors, None, None
         squares = squared_norms(vectors, metric, "put")
     norm_bits = None
@@ -240,14 +284,39 @@ def _stored_vectors(
     return vectors, norm_bits, present
 
 
+def _plain_texts(items: Sequence[Any]) -> list[bytes] | None:
+    """The bytes of items that are all plain strings; None where each must be looked at."""
+    try:
+        return list(map(str.encode, items))
+    except (TypeError, ValueError):
+        return None
+
+
+def _plain_metadata(items: Sequence[Any]) -> list[bytes] | None:
+    """The JSON of items that are all plain dicts without nulls; None where each must be looked at."""
+    try:
+        encoded = list(map(orjson.dumps, items)) if set(map(type, items)) == {dict} else []
+    except TypeError:
+        return None
+    return encoded if encoded and b"null" not in b"".join(encoded) else None
+
+
 def _encoded(
-    given: Any, name: str, count: int, encode_one: Callable[[object], bytes], flag: int
+    given: Any,
+    name: str,
+    count: int,
+    flag: int,
+    plain: Callable[[Sequence[Any]], list[bytes] | None],
+    encode_any: Callable[[object], bytes],
 ) -> tuple[list[bytes], int | list[int]]:
     """Each item's bytes (empty for None), and the flag of each row: one int where it is the same for all."""
     if given is None:
         return [_EMPTY] * count, 0
     items = _items(given, name, count)
-    encoded = [_EMPTY if one is None else encode_one(one) for one in items]
+    common = plain(items)
+    if common is not None:
+        return common, flag
+    encoded = [_EMPTY if one is None else encode_any(one) for one in items]
     if _EMPTY in encoded and any(one is None for one in items):
         return encoded, [0 if one is None else flag for one in items]
     return encoded, flag
@@ -265,10 +334,14 @@ def encode(
 ) -> Batch:
     """Validate and encode a batch of puts; raises `InvalidRecord` before anything is written."""
     count = len(ids)
-    encoded = [encode_id(one) for one in _items(ids, "ids", count)]
+    if count == 1 and created is None:
+        single = encode_one(ids, vectors, texts, metadata, dimension, metric, dtype)
+        if single is not None:
+            return single
+    encoded = encode_ids(_items(ids, "ids", count))
     hashes = [hash31(one) for one in encoded]
-    text_bytes, has_text = _encoded(texts, "texts", count, _encode_text, HAS_TEXT)
-    metadata_bytes, has_metadata = _encoded(metadata, "metadata", count, encode_metadata, HAS_METADATA)
+    text_bytes, has_text = _encoded(texts, "texts", count, HAS_TEXT, _plain_texts, _encode_text)
+    metadata_bytes, has_metadata = _encoded(metadata, "metadata", count, HAS_METADATA, _plain_metadata, encode_metadata)
     stored, norm_bits, has_vector = None, None, cast("int | list[int]", 0)
     if vectors is not None and not count:
         _items(vectors, "vectors", count)
@@ -290,7 +363,7 @@ def encode(
 
 def with_deletes(ids: Sequence[str], puts: Batch | None) -> Batch:
     """A batch that first deletes these ids, then does the puts, all in one."""
-    encoded = [encode_id(one) for one in ids]
+    encoded = encode_ids(ids)
     hashes = [hash31(one) for one in encoded]
     count = len(encoded)
     nothing = [_EMPTY] * count

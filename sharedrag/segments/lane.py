@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections.abc import Iterable
-from itertools import repeat
+from itertools import accumulate, repeat
 
 import xxhash
 
@@ -33,7 +34,8 @@ from sharedrag.segments.batch import Batch
 
 _VALUE_MASK, _VALUE_BITS, _PRIME = order.VALUE_MASK, order.VALUE_BITS, order.CHECK_PRIME
 _U64 = (1 << 64) - 1
-_ZEROS, _ONES = repeat(0), repeat(NORM_ONE)
+_ZEROS = repeat(0)
+_xxh3 = xxhash.xxh3_64_intdigest
 
 
 class Lane:
@@ -124,6 +126,9 @@ class Appender:
         self._words = arena.region.words
         self._watermark_index = segment.watermark_index
         self._intent_index = lane.intent_index
+        self._lane_number = lane.global_number
+        shape = segment.shape
+        self._room = (shape.rows, shape.id_bytes, shape.text_bytes, shape.metadata_bytes)
         nodes = range(arena.geometry.nodes)
         self._horizons = [(arena.geometry.node_offset(node) + layout.HORIZON_OFFSET) >> 3 for node in nodes]
         # what the loop over rows touches, in one tuple: unpacking it is several times cheaper than as many attributes
@@ -135,27 +140,23 @@ class Appender:
             segment.created,
             segment.checksum,
             segment.norm_bits,
-            segment.link,
-            segment.heads,
         )
+        self._vector_width = segment.vector_width
+        self._chains = (segment.link, segment.heads, segment.bucket_mask)
         repair(segment)
         segment.check_end(segment.watermark())
 
-    def _has_room(self, batch: Batch, rows: int) -> bool:
-        """True if the batch fits behind the `rows` published."""
-        shape = self.segment.shape
-        if rows + len(batch.ids) > shape.rows or (self.only_deletes and not batch.only_deletes):
-            return False
-        if len(batch.ids) == 1:
-            ids, texts, metadata = len(batch.ids[0]), len(batch.texts[0]), len(batch.metadata[0])
-        else:
-            ids, texts, metadata = heap_needs(batch)
+    def _starts(self, batch: Batch, rows: int) -> tuple[int, int, int] | None:
+        """Where in its heaps the batch goes, behind the `rows` published; None if it does not fit."""
+        row_max, id_max, text_max, metadata_max = self._room
+        if rows + len(batch.ids) > row_max or (self.only_deletes and not batch.only_deletes):
+            return None
+        ids, texts, metadata = heap_needs(batch)
         id_offsets, text_offsets, metadata_offsets = self._offsets
-        return (
-            id_offsets[rows] + ids <= shape.id_bytes
-            and text_offsets[rows] + texts <= shape.text_bytes
-            and metadata_offsets[rows] + metadata <= shape.metadata_bytes
-        )
+        id_at, text_at, metadata_at = id_offsets[rows], text_offsets[rows], metadata_offsets[rows]
+        if id_at + ids <= id_max and text_at + texts <= text_max and metadata_at + metadata <= metadata_max:
+            return id_at, text_at, metadata_at
+        return None
 
     def _next_clock(self, now_us: int, rows: int) -> int:
         """A clock later than this lane's last key and than every key of this collection that can be seen.
@@ -186,7 +187,8 @@ class Appender:
         rows = word & _VALUE_MASK
         if word >> _VALUE_BITS != rows % _PRIME + 1:
             self.segment.rows_of(word)  # raises
-        if not self._has_room(batch, rows):
+        starts = self._starts(batch, rows)
+        if starts is None:
             return False
         now = time.time_ns() // 1000
         now_us = now - KEY_EPOCH_US
@@ -201,10 +203,15 @@ class Appender:
             if clock <= horizon <= clock + CLOCK_AHEAD_US_MAX:
                 clock = horizon + 1
         self.dirty = True
-        self._write_rows(batch, rows, clock << KEY_LANE_BITS | self.lane.global_number, now)
+        key = clock << KEY_LANE_BITS | self._lane_number
+        count = len(batch.ids)
+        if count == 1:
+            self._write_one(batch, rows, starts, key, now)
+        else:
+            self._write_many(batch, rows, starts, key, now)
         if hit:
             hit("put.linked")
-        rows += len(batch.ids)
+        rows += count
         words[self._watermark_index] = rows | (rows % _PRIME + 1) << _VALUE_BITS
         if hit:
             hit("put.published")
@@ -212,67 +219,100 @@ class Appender:
         words[self._intent_index] = 0
         return True
 
-    def _write_rows(self, batch: Batch, row: int, key: int, now: int) -> None:
-        """Columns first, then the links that lead to them, row by row. The hottest loop there is."""
-        hit = faults.hit
+    def _write_one(self, batch: Batch, row: int, starts: tuple[int, int, int], key: int, now: int) -> None:
+        """`_write_many` for a single row, spelled out: the hottest path there is."""
+        (encoded,), hashes, (text,), (metadata,), (flag,), created_us, vectors, norm_bits = batch
         segment = self.segment
         id_heap, text_heap, metadata_heap = self._heaps
         id_offsets, text_offsets, metadata_offsets = self._offsets
-        flag_column, key_column, created_column, checksums, norms, link, heads = self._columns
-        id_at, text_at, metadata_at = id_offsets[row], text_offsets[row], metadata_offsets[row]
+        flag_column, key_column, created_column, checksums, norms = self._columns
+        id_at, text_at, metadata_at = starts
+        id_end, text_end, metadata_end = id_at + len(encoded), text_at + len(text), metadata_at + len(metadata)
+        id_heap[id_at:id_end] = encoded
+        text_heap[text_at:text_end] = text
+        metadata_heap[metadata_at:metadata_end] = metadata
+        created = now if created_us is None else created_us[0]
+        norm = NORM_ONE if norm_bits is None else norm_bits[0]
+        seed = key ^ (created & _U64) ^ flag << 48 ^ norm << 8
+        if vectors is not None:
+            stored = vectors.tobytes()
+            at = row * self._vector_width
+            segment.vector_bytes[at : at + self._vector_width] = stored
+            if flag & HAS_VECTOR:
+                seed ^= _xxh3(stored)
+        elif self._vector_width:
+            segment.vectors_array[row] = 0
+        if self._vector_width:
+            norms[row] = norm
+        checksums[row] = _xxh3(encoded + text + metadata, seed)
+        key_column[row] = key
+        created_column[row] = created
+        flag_column[row] = flag | ((key + (flag << 8)) % FLAGS_PRIME + 1) << 4
+        self._link(row, hashes)
+        id_offsets[row + 1] = id_end
+        text_offsets[row + 1] = text_end
+        metadata_offsets[row + 1] = metadata_end
+
+    def _write_many(self, batch: Batch, row: int, starts: tuple[int, int, int], key: int, now: int) -> None:
+        """Columns first, each whole, then the links that lead to them, row by row."""
         ids, hashes, texts, metadatas, flags, created_us, vectors, norm_bits = batch
-        width, mask = segment.vector_width, segment.bucket_mask
-        xxh3 = xxhash.xxh3_64_intdigest
+        count = len(ids)
+        stop = row + count
+        width = self._vector_width
+        for heap, offsets, strings, start in zip(self._heaps, self._offsets, (ids, texts, metadatas), starts, strict=True):
+            ends = array("i", accumulate(map(len, strings), initial=start))
+            heap[start : ends[-1]] = b"".join(strings)
+            offsets[row + 1 : stop + 1] = ends[1:]
         vector_sums: Iterable[int] = _ZEROS
         if vectors is not None:
             stored = vectors.data.cast("B")
-            segment.vector_bytes[row * width : row * width + len(stored)] = stored
-            if len(ids) == 1:
-                vector_sums = (xxh3(stored),)
-            else:
-                vector_sums = [xxh3(stored[at : at + width]) for at in range(0, len(stored), width)]
+            self.segment.vector_bytes[row * width : stop * width] = stored
+            vector_sums = [_xxh3(stored[at : at + width]) for at in range(0, len(stored), width)]
         elif width:
-            segment.vectors_array[row : row + len(ids)] = 0
-        created_of: Iterable[int] = repeat(now) if created_us is None else created_us
-        norm_of: Iterable[int] = _ONES if norm_bits is None else norm_bits
-        rows = zip(ids, hashes, texts, metadatas, flags, created_of, norm_of, vector_sums)  # noqa: B905 (some are endless)
-        for encoded, hashed, text, metadata, flag, created, norm, vector_sum in rows:
-            end = id_at + len(encoded)
-            id_heap[id_at:end] = encoded
-            id_at = end
-            end = text_at + len(text)
-            text_heap[text_at:end] = text
-            text_at = end
-            end = metadata_at + len(metadata)
-            metadata_heap[metadata_at:end] = metadata
-            metadata_at = end
-            if width:
-                norms[row] = norm
-            # the checksum of `segment.row_checksum`, spelled out
-            seed = key ^ (created & _U64) ^ flag << 48 ^ norm << 8
-            checksums[row] = xxh3(encoded + text + metadata, seed ^ vector_sum if flag & HAS_VECTOR else seed)
-            key_column[row] = key
-            created_column[row] = created
-            # and `segment.flags_word`
-            flag_column[row] = flag | ((key + (flag << 8)) % FLAGS_PRIME + 1) << 4
+            self.segment.vectors_array[row:stop] = 0
+        flag_column, key_column, created_column, checksums, norms = self._columns
+        created_of = [now] * count if created_us is None else created_us
+        norm_of = [NORM_ONE] * count if norm_bits is None else norm_bits
+        keys = range(key, key + (count << KEY_LANE_BITS), 1 << KEY_LANE_BITS)
+        key_column[row:stop] = array("Q", keys)
+        created_column[row:stop] = array("q", created_of)
+        if width:
+            norms[row:stop] = array("I", norm_of)
+        seeds: Iterable[int] = repeat(now ^ NORM_ONE << 8)  # what most rows have in common
+        if created_us is not None or norm_bits is not None:
+            seeds = [(created & _U64) ^ norm << 8 for created, norm in zip(created_of, norm_of, strict=True)]
+        at = row
+        rows = zip(ids, texts, metadatas, flags, keys, seeds, vector_sums)  # noqa: B905 (some may be endless)
+        for encoded, text, metadata, flag, own_key, seed, vector_sum in rows:
+            # the checksum of `segment.row_checksum`, and `segment.flags_word`
+            seed ^= own_key ^ flag << 48
+            checksums[at] = _xxh3(encoded + text + metadata, seed ^ vector_sum if flag & HAS_VECTOR else seed)
+            flag_column[at] = flag | ((own_key + (flag << 8)) % FLAGS_PRIME + 1) << 4
+            at += 1
+        self._link(row, hashes)
+
+    def _link(self, row: int, hashes: list[int]) -> None:
+        """Make the rows from `row` on the newest of their buckets, one after the other."""
+        hit = faults.hit
+        link, heads, mask = self._chains
+        for hashed in hashes:
             bucket = hashed & mask
             word = heads[bucket]
             newest = word & _VALUE_MASK
             if word >> _VALUE_BITS != newest % _PRIME + 1:  # a sound head over a lost chain would hide its rows for good
-                raise segment.damaged("a bucket head fails its check", "heads", bucket)
-            value = hashed << ROW_BITS | newest & ROW_MASK
-            link[row] = value | (value % _PRIME + 1) << _VALUE_BITS
+                raise self.segment.damaged("a bucket head fails its check", "heads", bucket)
+            value = hashed << ROW_BITS
+            before = value | newest & ROW_MASK
+            link[row] = before | (before % _PRIME + 1) << _VALUE_BITS
             if hit:
                 hit("put.row_written")
             row += 1
-            id_offsets[row] = id_at
-            text_offsets[row] = text_at
-            metadata_offsets[row] = metadata_at
-            value = hashed << ROW_BITS | row
+            value |= row
             heads[bucket] = value | (value % _PRIME + 1) << _VALUE_BITS
-            key += 1 << KEY_LANE_BITS
 
 
 def heap_needs(batch: Batch) -> tuple[int, int, int]:
     """Bytes of (ids, texts, metadata) that a batch brings."""
+    if len(batch.ids) == 1:
+        return len(batch.ids[0]), len(batch.texts[0]), len(batch.metadata[0])
     return sum(map(len, batch.ids)), sum(map(len, batch.texts)), sum(map(len, batch.metadata))
