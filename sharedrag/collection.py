@@ -17,7 +17,7 @@ from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, parse
-from sharedrag.search import knn
+from sharedrag.search import fusion, knn, lexical
 from sharedrag.search import scan as scans
 from sharedrag.search.masks import Masks
 from sharedrag.segments import batch
@@ -63,6 +63,7 @@ class Collection:
         self.definition = definition
         self.live = LiveRows(pool.arena, definition.name, definition)
         self.masks = Masks()
+        self.lexicon = lexical.Lexicon()
 
     def __repr__(self) -> str:
         """Name and shape."""
@@ -178,31 +179,74 @@ class Collection:
 
     def search(
         self,
-        vectors: Any,
+        vectors: Any = None,
         k: int = 10,
         filter: dict[str, Any] | Filter | None = None,
         *,
         ids: Sequence[str] | None = None,
+        text: str | Sequence[str] | None = None,
+        alpha: float | None = None,
+        text_k: int | None = None,
     ) -> Any:
         """The k best records for a (dimension,) query as list[Hit], or for (n, dimension) queries as list[list[Hit]].
 
-        `filter` narrows by metadata, `ids` to these records; records without a vector are never found. Exact: every live
-        vector that the filter admits is compared. Raises `InvalidRecord`, `InvalidFilter`, `PoolDamaged`.
+        `text` searches by words: alone for the best by BM25, beside vectors for the best of both rankings, fused by
+        reciprocal rank or, with `alpha`, by score (1: vectors alone, 0: words alone); n queries want n texts. `text_k` is
+        how many of the best by words are fused (default: 2 k, at least 50).
+
+        `filter` narrows by metadata, `ids` to these records. Records without a vector are never found by vector, those
+        that share no word with `text` not by words. Exact: every live record that the filter admits is compared. Raises
+        `InvalidRecord`, `InvalidFilter`, `PoolDamaged`.
         """
         k = knn.check_k(k)
-        queries, single = self._queries(vectors)
         wanted = parse(filter)
         if ids is not None:
             _check_ids(ids)
+        if text is not None:
+            return self._search_words(vectors, k, wanted, ids, text, alpha, text_k)
+        if vectors is None:
+            raise InvalidRecord("nothing to search for", operation="search", hint="Give vectors, text, or both")
+        queries, single = self._queries(vectors)
         with self._view() as view:
-            masks: list[npt.NDArray[np.bool_] | None] = [None] * len(view.parts)
-            if wanted is not None:
-                masks = [self.masks.of(part, wanted) for part in view.parts]
-            if ids is not None:
-                masks = _narrow_to(view, ids, masks)
-            found = knn.search_parts(view.parts, masks, queries, k, self.metric)
+            found = knn.search_parts(view.parts, self._masks(view, wanted, ids), queries, k, self.metric)
             hits = [_hits(view.parts, one) for one in found]
         return hits[0] if single else hits
+
+    def _search_words(
+        self,
+        vectors: Any,
+        k: int,
+        wanted: Filter | None,
+        ids: Sequence[str] | None,
+        text: str | Sequence[str],
+        alpha: float | None,
+        text_k: int | None,
+    ) -> Any:
+        """`search` by words, or by words and vectors, all as of one view."""
+        questions, single = lexical.check_questions(text)
+        alpha, depth = fusion.check_alpha(alpha), fusion.depth(k)
+        text_k = k if vectors is None else depth if text_k is None else knn.check_k(text_k)
+        queries = None
+        if vectors is not None:
+            queries, single_vector = self._queries(vectors)
+            if single_vector != single or len(queries) != len(questions):
+                what = f"{len(questions)} texts for {len(queries)} vectors"
+                raise InvalidRecord(what, operation="search", hint="Give one text (no list) for one vector, or n for n")
+        with self._view() as view:
+            masks = self._masks(view, wanted, ids)
+            found = [self.lexicon.search(view.parts, masks, one, text_k) for one in questions]
+            if queries is not None:
+                by_vector = knn.search_parts(view.parts, masks, queries, depth, self.metric)
+                found = [fusion.fused(*both, k, alpha) for both in zip(by_vector, found, strict=True)]
+            hits = [_hits(view.parts, one) for one in found]
+        return hits[0] if single else hits
+
+    def _masks(self, view: View, wanted: Filter | None, ids: Sequence[str] | None) -> list[npt.NDArray[np.bool_] | None]:
+        """For each part of a view which of its rows a search may find, None for all."""
+        masks: list[npt.NDArray[np.bool_] | None] = [None] * len(view.parts)
+        if wanted is not None:
+            masks = [self.masks.of(part, wanted) for part in view.parts]
+        return masks if ids is None else _narrow_to(view, ids, masks)
 
     def _queries(self, vectors: Any) -> tuple[npt.NDArray[np.float32], bool]:
         if self.dimension is None:
