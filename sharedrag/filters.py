@@ -12,7 +12,8 @@ What an operator answers is what LlamaIndex's own helper answers wherever that a
   one odd record must not fail everybody's query.
 
 Metadata is JSON, and so are the values here: a datetime given in a filter is compared as the ISO-8601 text that the
-record holds. Nothing in this module knows LlamaIndex.
+record holds. `Created`, written `{"$created": {">=": datetime or ISO-8601 text}}`, compares the record's own time, which is
+no metadata. Nothing in this module knows LlamaIndex.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from sharedrag.errors import InvalidFilter
 
-Filter: TypeAlias = "Where | And | Or | Not"
+Filter: TypeAlias = "Where | Created | And | Or | Not"
 
 _ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
@@ -47,6 +51,9 @@ _MEANT = {
     "lte": "<=",
     "not in": "nin",
 }
+CREATED = "$created"
+_CREATED_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"==": operator.eq, "!=": operator.ne, **_ORDERED}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -82,8 +89,8 @@ class Where:
         if op in _ORDERED and (value is None or isinstance(value, tuple)):
             raise _invalid(what, "It takes a number or a string; for lists there are any, all and contains")
 
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata passes."""
+    def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
+        """Whether a record with this metadata passes; `created_us` is its own time, for filters that ask for it."""
         held = metadata.get(self.name)
         if self.op == "is_empty":
             return held is None or held == "" or held == []
@@ -112,6 +119,51 @@ class Where:
         return repr((self.op, self.name, self.value))
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The record's own time compared with a moment, by == != > < >= <=. `InvalidFilter` if that means nothing.
+
+    `value` is given as a datetime (without a zone: UTC), a date (its first moment in UTC) or ISO-8601 text of either, and
+    kept in us since 1970.
+    """
+
+    op: str
+    value: Any
+
+    def __post_init__(self) -> None:
+        if self.op not in _CREATED_OPERATORS:
+            meant = _MEANT.get(str(self.op).lstrip("$"))
+            hint = f"Write {meant!r}" if meant in _CREATED_OPERATORS else "Operators: " + " ".join(_CREATED_OPERATORS)
+            raise _invalid(f"no operator {self.op!r} (on {CREATED!r})", hint)
+        object.__setattr__(self, "value", _microseconds(self.value))
+
+    def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
+        """As `Where.matches`; raises `InvalidFilter` without the record's time."""
+        if created_us is None:
+            raise _invalid(f"{CREATED!r} asked of metadata alone", "Use it with `find`, `search` or `scan`")
+        return bool(_CREATED_OPERATORS[self.op](created_us, self.value))
+
+    def among(self, created_us: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these times, (n,) int64 us since 1970, match: (n,) bool."""
+        return _CREATED_OPERATORS[self.op](created_us, self.value)  # type: ignore[no-any-return]
+
+    def within(self, first_us: int, last_us: int) -> bool | None:
+        """True if every time from first to last matches, False if none does, None if that depends."""
+        low, high = self.matches({}, first_us), self.matches({}, last_us)
+        inside = first_us < self.value < last_us
+        if self.op in ("==", "!="):
+            return None if inside or low != high else low
+        return low if low == high else None
+
+    def needles(self) -> list[bytes]:
+        """None: it is no metadata."""
+        return []
+
+    def key(self) -> str:
+        """As `Where.key`."""
+        return f"created({self.op}{self.value})"
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class And:
     """All parts match; without parts, always."""
@@ -121,9 +173,9 @@ class And:
     def __init__(self, *parts: Filter) -> None:
         object.__setattr__(self, "parts", _checked(parts))
 
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata passes."""
-        return all(part.matches(metadata) for part in self.parts)
+    def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
+        """As `Where.matches`."""
+        return all(part.matches(metadata, created_us) for part in self.parts)
 
     def needles(self) -> list[bytes]:
         """As `Where.needles`: what one part needs, all need."""
@@ -143,9 +195,9 @@ class Or:
     def __init__(self, *parts: Filter) -> None:
         object.__setattr__(self, "parts", _checked(parts))
 
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata passes."""
-        return any(part.matches(metadata) for part in self.parts)
+    def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
+        """As `Where.matches`."""
+        return any(part.matches(metadata, created_us) for part in self.parts)
 
     def needles(self) -> list[bytes]:
         """As `Where.needles`: what is in some needle of every part."""
@@ -167,9 +219,9 @@ class Not:
     def __post_init__(self) -> None:
         _checked((self.part,))
 
-    def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata passes."""
-        return not self.part.matches(metadata)
+    def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
+        """As `Where.matches`."""
+        return not self.part.matches(metadata, created_us)
 
     def needles(self) -> list[bytes]:
         """None: what a record lacks is in no place."""
@@ -184,9 +236,9 @@ def parse(given: Mapping[str, Any] | Filter | None) -> Filter | None:
     """The filter that a caller's dict means; None for None and {}. Raises `InvalidFilter` with a hint.
 
     A plain value means equality, several keys mean AND, a dict under a key holds operators, `$and` and `$or` take lists
-    of filters and `$not` takes one.
+    of filters and `$not` takes one. `$created` is the record's own time.
     """
-    if given is None or isinstance(given, (Where, And, Or, Not)):
+    if given is None or isinstance(given, _KINDS):
         return given
     if not isinstance(given, Mapping):
         raise _invalid(f"a filter is a {type(given).__name__}", 'Write {"key": value} or use sharedrag.filters')
@@ -206,10 +258,10 @@ def _parse_item(key: Any, value: Any) -> list[Filter]:
         return [And(*parts) if key == "$and" else Or(*parts)]
     if key == "$not":
         return [Not(_parse_part(key, value))]
-    if key.startswith("$"):
+    if key.startswith("$") and key != CREATED:
         raise _invalid(
             f"no {key!r} here",
-            "Between filters there are $and, $or and $not; for such a key use Where(name, op, value)",
+            "Between filters there are $and, $or, $not and $created; for such a key use Where(name, op, value)",
         )
     if isinstance(value, Mapping):
         if not value:
@@ -219,7 +271,17 @@ def _parse_item(key: Any, value: Any) -> list[Filter]:
         raise _invalid(f"{key!r} compared with a list", 'Write {"key": {"in": [...]}}, or "any", "all" or "=="')
     if value is None:
         raise _invalid(f"{key!r} compared with None", 'Write {"key": {"is_empty": True}}')
-    return [Where(key, "==", value)]
+    return [_parse_operator(key, "==", value)]
+
+
+_KINDS = (Where, Created, And, Or, Not)
+
+
+def is_timed(wanted: Filter) -> bool:
+    """Whether the filter asks for records' own times."""
+    if isinstance(wanted, (And, Or)):
+        return any(map(is_timed, wanted.parts))
+    return is_timed(wanted.part) if isinstance(wanted, Not) else isinstance(wanted, Created)
 
 
 def _parse_part(key: str, given: Any) -> Filter:
@@ -232,6 +294,8 @@ def _parse_part(key: str, given: Any) -> Filter:
 def _parse_operator(key: str, op: Any, value: Any) -> Filter:
     if op == "$not":
         return Not(_join(_parse_item(key, value)))
+    if key == CREATED:
+        return Created(op, value)
     if op == "is_empty" and value is False:
         return Not(Where(key, "is_empty"))
     return Where(key, op, value)
@@ -243,7 +307,7 @@ def _join(parts: list[Filter]) -> Filter:
 
 def _checked(parts: tuple[Any, ...]) -> tuple[Filter, ...]:
     for part in parts:
-        if not isinstance(part, (Where, And, Or, Not)):
+        if not isinstance(part, _KINDS):
             raise _invalid(
                 f"a part of a filter is a {type(part).__name__}", "Parts are filters; parse({...}) makes one of a dict"
             )
@@ -262,6 +326,21 @@ def _as_json(value: Any, key: str) -> Any:
         except TypeError:
             pass
     raise _invalid(f"{key!r} compared with a {type(value).__name__}", "Metadata holds JSON values; compare with one")
+
+
+def _microseconds(given: object) -> int:
+    """A moment in us since 1970; raises `InvalidFilter`."""
+    moment = given
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError:
+            moment = None
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
+    if not isinstance(moment, datetime):
+        raise _invalid(f"{CREATED!r} compared with {given!r:.80}", "Give a datetime, or a text such as '2026-01-31T12:00Z'")
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
 
 
 def _frozen(value: Any) -> Any:
