@@ -20,13 +20,14 @@ from llama_index.core.vector_stores.types import (
 from pydantic import PrivateAttr
 
 from sharedrag import Collection, Hit, Pool, Record
-from sharedrag.errors import SharedRagError
+from sharedrag.errors import InvalidRecord, SharedRagError
 from sharedrag.filters import And, Filter, Where
 from sharedrag.llama_index._filters import to_filter
 from sharedrag.llama_index._nodes import NODE_TYPE, OBJECT_TYPES, REF_DOC_ID, node_to_record, record_to_node
 from sharedrag.llama_index._pools import FromParams, PoolField, PoolLike
 
-_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+_BY_WORDS = (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE)
+_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR, *_BY_WORDS, VectorStoreQueryMode.HYBRID)
 _MMR_CANDIDATES_MIN = 256
 _MMR_CANDIDATES_FACTOR = 10
 _BOOKKEEPING_MAX = 16  # remembered lists of node ids
@@ -147,28 +148,45 @@ class SharedVectorStore(FromParams, BasePydanticVectorStore):
         """The `similarity_top_k` best nodes, best first, with similarities and ids.
 
         `filters`, `doc_ids` and `node_ids` narrow the search together; without an embedding the first nodes that pass
-        are returned, each with similarity 1. Modes: DEFAULT, and MMR with `mmr_threshold` (0: as diverse as can be, 1:
-        as DEFAULT), which chooses among the `mmr_prefetch_k` best nodes (default: 10 * k, at least 256) and whose
-        similarities are its own scores. Raises `UnsupportedQueryMode`, `InvalidFilter`, `InvalidRecord`.
+        are returned, each with similarity 1. Modes:
+
+        - DEFAULT, by embedding;
+        - MMR with `mmr_threshold` (0: as diverse as can be, 1: as DEFAULT), which chooses among the `mmr_prefetch_k` best
+          nodes (default: 10 * k, at least 256) and whose similarities are its own scores;
+        - TEXT_SEARCH and SPARSE, by the words of `query_str` (BM25, whose scores are the similarities): `sparse_top_k`
+          nodes if that is given;
+        - HYBRID, by both: reciprocal rank fusion, or with `alpha` by the weighted scores (1: embedding alone, 0: words
+          alone). It returns `hybrid_top_k` nodes if that is given; `sparse_top_k` bounds how many are found by words.
+
+        Raises `UnsupportedQueryMode`, `InvalidFilter`, and `InvalidRecord` for an embedding or a text that is missing.
         """
         if query.mode not in _MODES:
             raise UnsupportedQueryMode(
                 f"query mode {str(query.mode.value)!r} is not supported by SharedVectorStore",
                 operation="query",
                 path=self.pool.path,
-                hint="Use the modes 'default' or 'mmr'",
+                hint=f"Use one of {', '.join(mode.value for mode in _MODES)}",
             )
         condition = _condition(query)
         records = self._records()
-        if records is None or query.similarity_top_k < 1 or query.doc_ids == []:
+        k = _count(query)
+        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+            _check_question(query)
+        if records is None or k < 1 or query.doc_ids == []:
             return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
         ids = self._restriction(records, query.node_ids)
+        if query.mode in _BY_WORDS:
+            hits = records.search(None, k, condition, ids=ids, text=query.query_str)
+            return _result([(hit.score, hit) for hit in hits])
         if query.query_embedding is None:
-            return _result([(1.0, one) for one in _first(records, query.similarity_top_k, condition, ids)])
+            return _result([(1.0, one) for one in _first(records, k, condition, ids)])
         vector = np.asarray(query.query_embedding, np.float32)
         if query.mode == VectorStoreQueryMode.MMR:
             return _result(_diverse(records, vector, query, condition, ids, kwargs))
-        hits = records.search(vector, query.similarity_top_k, condition, ids=ids)
+        hybrid: dict[str, Any] = {}
+        if query.mode == VectorStoreQueryMode.HYBRID:
+            hybrid = {"text": query.query_str, "alpha": query.alpha, "text_k": query.sparse_top_k or None}
+        hits = records.search(vector, k, condition, ids=ids, **hybrid)
         return _result([(hit.score, hit) for hit in hits])
 
     def _restriction(self, records: Collection, node_ids: Sequence[str] | None) -> Sequence[str] | None:
@@ -216,6 +234,28 @@ class SharedVectorStore(FromParams, BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """`query` in a thread."""
         return await asyncio.to_thread(self.query, query, **kwargs)
+
+
+def _count(query: VectorStoreQuery) -> int:
+    """How many nodes are asked for."""
+    by_mode = None
+    if query.mode in _BY_WORDS:
+        by_mode = query.sparse_top_k
+    elif query.mode == VectorStoreQueryMode.HYBRID:
+        by_mode = query.hybrid_top_k
+    return query.similarity_top_k if by_mode is None else by_mode
+
+
+def _check_question(query: VectorStoreQuery) -> None:
+    """Raise `InvalidRecord` where a mode lacks what it searches by."""
+    if query.query_str is None:
+        raise InvalidRecord(
+            f"mode {query.mode.value!r} without query_str", operation="query", hint="Give the words to look for"
+        )
+    if query.mode == VectorStoreQueryMode.HYBRID and query.query_embedding is None:
+        raise InvalidRecord(
+            "mode 'hybrid' without query_embedding", operation="query", hint="Give one, or use 'text_search'"
+        )
 
 
 def _condition(query: VectorStoreQuery) -> Filter | None:

@@ -306,15 +306,6 @@ def test_mmr_takes_the_threshold_of_the_query_too(filled: Alternating) -> None:
     assert filled.query(query(3, mode=MMR, mmr_threshold=1.0), mmr_threshold=0.0).ids == diverse
 
 
-@pytest.mark.core_differs("it has other modes")
-@pytest.mark.parametrize("mode", [one for one in VectorStoreQueryMode if one.value not in ("default", "mmr")])
-def test_other_modes_are_refused(filled: Alternating, mode: VectorStoreQueryMode) -> None:
-    """With an error that names the mode, of both kinds that callers look for."""
-    for kind in (ValueError, NotImplementedError):
-        with pytest.raises(kind, match=f"'{mode.value}' is not supported"):
-            filled.query(query(mode=mode))
-
-
 @pytest.mark.core_differs("it keeps no nodes")
 def test_nodes_are_got_with_their_embeddings(filled: Alternating) -> None:
     """By ids in that order, by filter, by both, or all as they were added; unknown ids are left out."""
