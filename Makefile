@@ -30,11 +30,14 @@ FULL_EXTRAS := $(if $(LIGHT),$(EXTRAS),$(EXTRAS),sentence-transformers)
 TORCH := $(if $(LIGHT),,torch==2.13.0)
 FULL_STAMP := $(VENV)/.stamp-full$(if $(LIGHT),-light)
 DEMO_STAMP := $(VENV)/.stamp-demo
+# The peers of the side-by-side benchmark pull in hundreds of packages: an environment of their own.
+PEERS_VENV ?= .venv-peers
+PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo test check style types format bench soak clean
+.PHONY: help setup demo test check style types format bench bench-peers soak clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 setup: $(FULL_STAMP) ## create the environment with everything for tests and development
 
@@ -59,6 +62,9 @@ format: $(FULL_STAMP) ## rewrite the sources as ruff would have them
 
 bench: $(FULL_STAMP) ## print the figures: writes, reads, latency across processes, memory
 	$(PY) -m tests.bench $(ARGS)
+
+bench-peers: $(PEERS_STAMP) ## the same rows in other stores, side by side; ARGS="--quick --rows 5000" to try it
+	$(PEERS_VENV)/bin/python -m tests.peers $(ARGS)
 
 soak: $(FULL_STAMP) ## kill writers and maintainers at random for a long time; nothing may be lost
 	$(PY) -m tests.soak $(ARGS)
@@ -85,3 +91,11 @@ $(FULL_STAMP): pyproject.toml | $(PY)
 	@echo "Installing what tests and development need"
 	@$(PIP) --editable '.[$(FULL_EXTRAS)]' $(TORCH)
 	@touch $@ $(DEMO_STAMP)
+
+$(PEERS_STAMP): tests/peers/requirements.txt tests/peers/requirements-compiled.txt pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(PEERS_VENV) $(PEERS_VENV)/bin/python
+	@echo "Installing the peers"
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/peers/requirements.txt --editable .
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/peers/requirements-compiled.txt || \
+	    echo "hnswlib could not be built: it is left out"
+	@touch $@

@@ -1,0 +1,80 @@
+"""The results as pictures: bars on logarithmic axes, sharedrag in a colour of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.peers.adapters import PEERS
+from tests.peers.report import Results, number, outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OWN, LIMIT, OTHER = "#D55E00", "#999999", "#0072B2"
+_DOTS_PER_INCH = 130
+
+Pick = Callable[[dict[str, Any]], float]
+Panel = tuple[str, str, Pick]  # title, measure, figure; a KeyError where there is none
+
+READING: list[Panel] = [
+    ("query, p50, ms", "query", lambda found: found["plain"]["p50_ms"]),
+    ("query, p99, ms", "query", lambda found: found["plain"]["p99_ms"]),
+    ("query within 1 %, p50, ms", "query", lambda found: found["filtered"]["p50_ms"]),
+    ("write -> found by another process, p50, ms", "visible", lambda found: found["p50_ms"]),
+    ("open + first query, ms, without imports", "opening", lambda found: found["open_and_query_ms"]),
+    ("one more reader's own memory, MB", "memory", lambda found: found["own_mb"]),
+]
+WRITING: list[Panel] = [
+    ("single records/s, 1 writer", "writers", lambda found: found["singles x 1"]["records_per_s"]),
+    ("single records/s, 4 writers", "writers", lambda found: found["singles x 4"]["records_per_s"]),
+    ("batches of 32, records/s, 4 writers", "writers", lambda found: found["batches x 4"]["records_per_s"]),
+    ("reader's p50 beside 4 writers of single records, ms", "writers", lambda found: found["singles x 4"]["reader_p50_ms"]),
+    ("reader's p50 beside 2 writers of 1,000/s, ms", "writers", lambda found: found["1,000/s x 2"]["reader_p50_ms"]),
+    ("load with index, rows/s", "load", lambda found: found["rows_per_s"]),
+]
+
+
+def draw(results: Results, panels: list[Panel], title: str, path: Path) -> None:
+    """Write six panels of bars as PNG; a peer without the figure has no bar and says so."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    peers = [peer for peer in PEERS if peer in results["peers"]][::-1]
+    figure = Figure(figsize=(17, 2.5 + 0.55 * len(peers)), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3, sharey=True)
+    for axis, (heading, measure, pick) in zip(axes.flat, panels, strict=True):
+        _bars(axis, results, peers, heading, measure, pick)
+    machine = results["machine"]
+    about = f"{results['rows']:,} rows, {machine['cores']} cores, {results['begun'][:10]}, recall@10 >= 0.95"
+    figure.suptitle(f"{title} ({about})", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    figure.savefig(path, dpi=_DOTS_PER_INCH)
+
+
+def _bars(axis: Axes, results: Results, peers: list[str], heading: str, measure: str, pick: Pick) -> None:
+    axis.set_title(heading, fontsize=10, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_yticks(range(len(peers)), [PEERS[peer][2].strip("*") for peer in peers], fontsize=9)
+    values = {row: max(value, 1e-3) for row, peer in enumerate(peers) if (value := _value(results, peer, measure, pick))}
+    if not values:
+        axis.set_xticks([])
+        return
+    axis.set_xscale("log")
+    low, high = min(values.values()), max(values.values())
+    axis.set_xlim(low / 2, high * 4)
+    for row, peer in enumerate(peers):
+        if row in values:
+            colour = OWN if peer == "sharedrag" else LIMIT if peer.startswith("faiss") else OTHER
+            axis.barh(row, values[row], left=0, color=colour, height=0.7)
+            axis.text(values[row] * 1.08, row, number(values[row]), va="center", fontsize=8)
+        elif outcome(results, peer, measure):
+            axis.text(low / 1.9, row, "cannot", va="center", fontsize=8, color="#777777", style="italic")
+
+
+def _value(results: Results, peer: str, measure: str, pick: Pick) -> float | None:
+    try:
+        return pick(outcome(results, peer, measure)["found"])
+    except KeyError:
+        return None
