@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sharedrag.arena.manifest import Manifest
 from sharedrag.errors import PoolFull
-from sharedrag.memory.layout import EXTENT_SIZE, Geometry
+from sharedrag.memory.layout import EXTENT_SIZE, HUGE_PAGE, Geometry
 from sharedrag.memory.region import Region
 
 
@@ -64,7 +64,7 @@ def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, purp
         want = min(wanted, allowed)
         for gap in free:
             if gap.extents >= want:
-                return Run(gap.first, want)
+                return Run(gap.first + _to_huge_page(gap, want, manifest.node, geometry), want)
         largest = max(free, key=lambda gap: gap.extents)
         if largest.extents >= least:
             return Run(largest.first, min(largest.extents, want))
@@ -78,6 +78,12 @@ def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, purp
         hint="Delete records or drop a collection and run `sharedrag maintain`, close readers that hold old views "
         "(`sharedrag info`), or make a pool of larger capacity",
     )
+
+
+def _to_huge_page(gap: Run, want: int, node: int, geometry: Geometry) -> int:
+    """Extents to leave out so that a large run begins where a huge page does; 0 where the gap has no room for that."""
+    missing = -geometry.extent_offset(node, gap.first) % HUGE_PAGE // EXTENT_SIZE
+    return missing if want * EXTENT_SIZE >= HUGE_PAGE and gap.extents - missing >= want else 0
 
 
 def _kept_back_from(purpose: Purpose, geometry: Geometry) -> int:

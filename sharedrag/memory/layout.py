@@ -37,6 +37,7 @@ import struct
 from typing import NamedTuple
 
 PAGE = 4096
+HUGE_PAGE = 2 * 1024 * 1024
 EXTENT_SIZE = 64 * 1024
 MAGIC = b"SHRDRAG\x01"
 VERSION = 1
