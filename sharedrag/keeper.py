@@ -17,17 +17,16 @@ TICK_S = 0.2
 _BACKOFF_S = 5.0
 _WAITING_ROUND_S = 1.0  # while something retired waits for somebody's view
 _IDLE_ROUND_S = 30.0  # a process that was killed leaves no mark that anything changed
-_CPU_SHARE = 0.2  # of one core, at most: rounds are spaced so that they take no more than this
 _log = logging.getLogger("sharedrag")
 
 
 class Keeper:
     """The thread; it holds its pool only weakly, so that a forgotten handle is closed like any other object."""
 
-    def __init__(self, pool: Pool, maintain: bool) -> None:
-        """Start ticking; with `maintain` False it only moves pins on."""
+    def __init__(self, pool: Pool, cpu_share: float) -> None:
+        """Start ticking; maintenance takes `cpu_share` of one core at most: rounds are spaced so. With 0 there is none."""
         self._pool = weakref.ref(pool)
-        self._maintain = maintain
+        self._cpu_share = cpu_share
         self._stop = threading.Event()
         self._seen: object = None
         self._next_round = 0.0
@@ -58,7 +57,7 @@ class Keeper:
     def _tick(self, pool: Pool) -> None:
         pool.arena.look_at_path()
         pool.move_pins_on()
-        if not self._maintain or time.monotonic() < self._next_round:
+        if not self._cpu_share or time.monotonic() < self._next_round:
             return
         seen = pool.change_marker()
         if seen == self._seen and time.monotonic() < self._idle_until:
@@ -66,7 +65,7 @@ class Keeper:
         report = pool.maintain()
         if report.elected:
             self._idle_until = time.monotonic() + (_WAITING_ROUND_S if report.segments_waiting else _IDLE_ROUND_S)
-            self._next_round = time.monotonic() + report.seconds * (1 / _CPU_SHARE - 1)
+            self._next_round = time.monotonic() + report.seconds * (1 / self._cpu_share - 1)
             busy = report.segments_merged or report.segments_freed or report.segments_sealed
             self._seen = None if busy else seen
         else:

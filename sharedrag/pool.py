@@ -42,6 +42,7 @@ _UNITS = {
     "tb": 10**12,
 }
 _CREATE_ATTEMPTS = 5
+_MAINTENANCE_SHARE = 0.1  # of one core: writers on few cores feel more than that
 
 
 def parse_size(size: str | int) -> int:
@@ -63,8 +64,9 @@ class Pool:
     Each process opens the pool by its path. What one writes, the others find in their next call.
     """
 
-    def __init__(self, path: str, node: int, name: str | None, maintenance: bool, lock_timeout_s: float) -> None:
+    def __init__(self, path: str, node: int, name: str | None, maintenance: bool | float, lock_timeout_s: float) -> None:
         """Use `Pool.open`."""
+        cpu_share = _cpu_share(maintenance)
         self.arena = Arena(path, node, name or "", lock_timeout_s)
         self.path = self.arena.path
         self.node = node
@@ -79,7 +81,7 @@ class Pool:
         self._writer = Writer(self.arena, self._maintainer)
         with suppress(PoolBusy):
             self.arena.note_boot()
-        self._keeper = Keeper(self, maintenance)
+        self._keeper = Keeper(self, cpu_share)
         self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self._maintainer, self.arena)
         _open_pools.add(self)
 
@@ -93,18 +95,19 @@ class Pool:
         node: int = 0,
         nodes: int = 1,
         name: str | None = None,
-        maintenance: bool = True,
+        maintenance: bool | float = True,
         lock_timeout_s: float = 5.0,
     ) -> Pool:
         """Attach to the pool at `path`; with `create`, make it first if it is not there (of several, one makes it).
 
         `capacity` is the room for records, as bytes or "1 GiB"; the file is sparse, so what is unused costs nothing.
         `nodes` lock domains share it evenly (1 unless hosts or containers want their own); this process is one of `node`.
-        `name` labels this process in `sharedrag info`. With `maintenance` False this process leaves merging and reclaim to
-        others. Waits for locks are bounded by `lock_timeout_s` seconds.
+        `name` labels this process in `sharedrag info`. `maintenance` is the share of one core that merging, indexing and
+        reclaim may take in the background of this process, 0.1 for True; with False it leaves them to others. Waits for
+        locks are bounded by `lock_timeout_s` seconds.
 
         Raises `PoolNotFound`, `NotAPool`, `PoolVersionUnsupported`, `PoolTruncated`, `PoolDamaged`, `PoolFull`, `PoolBusy`,
-        `UnsupportedFileSystem`, `UnsupportedPlatform`, and ValueError for an impossible capacity or node.
+        `UnsupportedFileSystem`, `UnsupportedPlatform`, and ValueError for an impossible capacity, node or share.
         """
         if type(node) is not int:
             raise ValueError(f"node {node!r}: nodes are numbered 0, 1, ...")
@@ -125,7 +128,7 @@ class Pool:
         return cls._attach(real, node, name, maintenance, lock_timeout_s)
 
     @classmethod
-    def _attach(cls, path: str, node: int, name: str | None, maintenance: bool, lock_timeout_s: float) -> Pool:
+    def _attach(cls, path: str, node: int, name: str | None, maintenance: bool | float, lock_timeout_s: float) -> Pool:
         with _opening:
             return cls(path, node, name, maintenance, lock_timeout_s)
 
@@ -335,8 +338,9 @@ class Pool:
             live.after_fork_in_child()
         for collection in (*self._collections.values(), *self._superseded):
             collection.masks.after_fork_in_child()
+            collection.lexicon.after_fork_in_child()
         if not self.closed:
-            self._keeper = Keeper(self, self._maintenance)
+            self._keeper = Keeper(self, _cpu_share(self._maintenance))
             self._finalizer.detach()
             self._finalizer = weakref.finalize(self, _shut, self._keeper, self._writer, self._maintainer, self.arena)
 
@@ -345,6 +349,14 @@ class Pool:
             *(one.live for one in (*self._collections.values(), *self._superseded)),
             *self._unnamed_live.values(),
         ]
+
+
+def _cpu_share(maintenance: bool | float) -> float:
+    """The share of one core that `maintenance` means; raises ValueError."""
+    share = _MAINTENANCE_SHARE if maintenance is True else float(maintenance)
+    if not 0 <= share <= 1:
+        raise ValueError(f"maintenance={maintenance!r}: True, False or a share of one core up to 1.0")
+    return share
 
 
 def _shut(keeper: Keeper, writer: Writer, maintainer: Maintainer, arena: Arena) -> None:
@@ -366,7 +378,7 @@ def shared(
     path: str | os.PathLike[str],
     node: int = 0,
     name: str | None = None,
-    maintenance: bool = True,
+    maintenance: bool | float = True,
     lock_timeout_s: float = 5.0,
     **options: Any,
 ) -> Pool:

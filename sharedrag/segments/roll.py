@@ -168,7 +168,6 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
         size = run.extents * EXTENT_SIZE
         uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
         offset = geometry.extent_offset(current.node, run.first)
-        region.populate(offset, size)
         segment = Segment.create(region, offset, uid, lane.global_number, shape, size)
         faults.passing("roll.initialised")
         changed[uid] = Entry(
@@ -186,4 +185,5 @@ def roll(arena: Arena, lane: Lane, name: str, batch: Batch, previous: Segment | 
             shape.size,
         )
         arena.publish(current.with_entries(changed, next_number=current.next_number + 1))
+    region.populate(offset, size)  # without the node lock, for which others wait
     return segment

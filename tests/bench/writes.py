@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import time
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from tests.bench.workshop import COLLECTION, Workshop
 
 _WRITERS = 4
 _CAPACITY = "1 GiB"
+_MARK = 50  # calls
 CPU = "processor's time for a record, us"
 
 
@@ -27,6 +29,7 @@ class Span(NamedTuple):
     start_ns: int
     end_ns: int
     cpu_s: float
+    marks_ns: list[int]  # when each `_MARK` calls were done
 
 
 class Rate(NamedTuple):
@@ -49,10 +52,13 @@ def write(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
         gc.freeze()  # the bench's own lists are no part of what a put costs
         pipe.send("ready")
         pipe.recv()
+        marks = []
         start, cpu_s = time.monotonic_ns(), time.process_time()
-        for ids, vectors, texts, metadata in calls:
-            put(ids, vectors, texts, metadata)
-        pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s))
+        for at in range(0, len(calls), _MARK):
+            for ids, vectors, texts, metadata in calls[at : at + _MARK]:
+                put(ids, vectors, texts, metadata)
+            marks.append(time.monotonic_ns())
+        pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s, marks))
 
 
 def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
@@ -64,10 +70,13 @@ def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
         with mmap.mmap(file.fileno(), 0) as mapped, memoryview(mapped) as view:
             pipe.send("ready")
             pipe.recv()
+            marks = []
             start, cpu_s = time.monotonic_ns(), time.process_time()
-            for at in range(0, len(view), len(piece)):
-                view[at : at + len(piece)] = piece
-            pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s))
+            for at in range(0, len(view), len(piece) * _MARK):
+                for begin in range(at, min(len(view), at + len(piece) * _MARK), len(piece)):
+                    view[begin : begin + len(piece)] = piece
+                marks.append(time.monotonic_ns())
+            pipe.send(Span(start, time.monotonic_ns(), time.process_time() - cpu_s, marks))
 
 
 def read(pipe: Pipe, path: str, writers: int, count: int) -> None:
@@ -87,7 +96,10 @@ def read(pipe: Pipe, path: str, writers: int, count: int) -> None:
 
 
 def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int, beside: Sequence[Child] = ()) -> Rate:
-    """The rate of one process for each path, from the first start to the last end; those `beside` start with them."""
+    """The rate of one process for each path, while all of them run; those `beside` start with them.
+
+    From the first start until one is through: what the others do after that, they do with its share of the processors.
+    """
     with ExitStack() as stack:
         children = [stack.enter_context(Child(target, path, count, batch, seed)) for seed, path in enumerate(paths)]
         for child in children:
@@ -95,9 +107,10 @@ def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int
         for child in (*beside, *children):
             child.send("go")
         spans: list[Span] = [child.receive() for child in children]
-    took_s = (max(one.end_ns for one in spans) - min(one.start_ns for one in spans)) / 1e9
-    records = len(paths) * count
-    return Rate(records / took_s, sum(one.cpu_s for one in spans) / records * 1e6)
+    first_end = min(one.end_ns for one in spans)
+    took_s = (first_end - min(one.start_ns for one in spans)) / 1e9
+    until_then = sum(min(count, _MARK * batch * bisect(one.marks_ns, first_end)) for one in spans)
+    return Rate(until_then / took_s, sum(one.cpu_s for one in spans) / (len(paths) * count) * 1e6)
 
 
 def _one_writer(workshop: Workshop, name: str, what: str, batch: int, demanded: float) -> Figure:
