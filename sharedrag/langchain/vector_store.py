@@ -10,7 +10,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from sharedrag import Collection, Filter, Hit, Pool, Record
 from sharedrag.langchain._pools import as_pool
 
 FilterLike: TypeAlias = "dict[str, Any] | Filter"
+SearchBy: TypeAlias = Literal["vector", "text", "hybrid"]
 
 
 class SharedRagVectorStore(VectorStore):
@@ -156,30 +157,61 @@ class SharedRagVectorStore(VectorStore):
         return [_document(one) for one in self._hits(embedding, k, filter)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        filter: FilterLike | None = None,
+        search_by: SearchBy = "vector",
+        alpha: float | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        """The k best documents for a question, each with its score (higher is better), best first."""
-        return self.similarity_search_with_score_by_vector(self._embedding().embed_query(query), k, filter=filter)
+        """The k best documents for a question, each with its score (higher is better), best first.
+
+        `search_by` is "vector" (the question's embedding), "text" (its words, by BM25) or "hybrid": both, fused by
+        reciprocal rank or, with `alpha`, by score (1: vector alone, 0: words alone). A retriever takes both in its
+        `search_kwargs`.
+        """
+        vector = self._embedding().embed_query(query) if _needs_vector(search_by) else None
+        return self._answers(vector, query, k, filter, search_by, alpha)
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        filter: FilterLike | None = None,
+        search_by: SearchBy = "vector",
+        alpha: float | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` with the embedding's own asynchronous form."""
-        vector = await self._embedding().aembed_query(query)
-        return await run_in_executor(None, self.similarity_search_with_score_by_vector, vector, k, filter=filter)
+        vector = await self._embedding().aembed_query(query) if _needs_vector(search_by) else None
+        return await run_in_executor(None, self._answers, vector, query, k, filter, search_by, alpha)
 
     def similarity_search(
         self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The k best documents for a question, best first."""
-        return self.similarity_search_by_vector(self._embedding().embed_query(query), k, filter=filter)
+        """The k best documents for a question, best first; `kwargs` are those of `similarity_search_with_score`."""
+        return [one for one, _ in self.similarity_search_with_score(query, k, filter=filter, **kwargs)]
 
     async def asimilarity_search(
         self, query: str, k: int = 4, *, filter: FilterLike | None = None, **kwargs: Any
     ) -> list[Document]:
         """`similarity_search` with the embedding's own asynchronous form."""
-        vector = await self._embedding().aembed_query(query)
-        return await run_in_executor(None, self.similarity_search_by_vector, vector, k, filter=filter)
+        return [one for one, _ in await self.asimilarity_search_with_score(query, k, filter=filter, **kwargs)]
+
+    def _answers(
+        self,
+        vector: list[float] | None,
+        query: str,
+        k: int,
+        filter: FilterLike | None,
+        search_by: SearchBy,
+        alpha: float | None,
+    ) -> list[tuple[Document, float]]:
+        found = self._hits(vector, k, filter, None if search_by == "vector" else query, alpha)
+        return [(_document(one), one.score) for one in found]
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -247,11 +279,19 @@ class SharedRagVectorStore(VectorStore):
         search = self.max_marginal_relevance_search_by_vector
         return await run_in_executor(None, search, embedding, k, fetch_k, lambda_mult, filter=filter)
 
-    def _hits(self, embedding: Sequence[float], k: int, filter: FilterLike | None) -> list[Hit]:
+    def _hits(
+        self,
+        embedding: Sequence[float] | None,
+        k: int,
+        filter: FilterLike | None,
+        text: str | None = None,
+        alpha: float | None = None,
+    ) -> list[Hit]:
         records = self._records()
         if records is None:
             return []
-        found: list[Hit] = records.search(np.asarray(embedding, np.float32), k, filter)
+        vector = None if embedding is None else np.asarray(embedding, np.float32)
+        found: list[Hit] = records.search(vector, k, filter, text=text, alpha=alpha)
         return found
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
@@ -297,6 +337,13 @@ class SharedRagVectorStore(VectorStore):
 
 def _document(of: Record | Hit) -> Document:
     return Document(of.text or "", metadata=of.metadata, id=of.id)
+
+
+def _needs_vector(search_by: SearchBy) -> bool:
+    """Whether a search embeds the question; raises ValueError for one that is not known."""
+    if search_by not in get_args(SearchBy):
+        raise ValueError(f"search_by is {search_by!r}: use one of {', '.join(get_args(SearchBy))}")
+    return search_by != "text"
 
 
 def _clamped(score: float) -> float:
