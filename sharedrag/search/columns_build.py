@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from sharedrag.search.columns_layout import DIGEST_EMPTY, DIGEST_OTHER, KEYS_MAX, Writer, digest, key_digest
 
-_KEY_SHARE = 1024  # a new key needs two rows in a chunk, and one row in so many
+_KEY_SHARE = 512  # a new key needs one row in so many of a chunk, and two
 _DENSE_SHARE = 4  # a lane with values in one row of so many has an item for every row
-_TEXT_BYTES_FREE = 1 << 16  # of distinct texts of one key and chunk
+_TEXT_BYTES_FREE = 1 << 14  # of distinct texts of one key and chunk
 _TEXT_BYTES_A_ROW = 64  # and so many more for each of its rows; beyond that only digests are kept
 _EXACT_IN_FLOAT = 1 << 53
 
@@ -136,14 +136,16 @@ class _Column:
             self._to_rest(rows[[not fit for fit in fits]], [one for one, fit in zip(values, fits, strict=True) if not fit])
 
     def _add_lists(self, rows: Rows, values: list[list[Any]]) -> None:
-        plain = [_is_plain(one) for one in values]
-        if not all(plain):
+        self._lists = self._lists or _ListLane()
+        try:
+            taken = self._lists.add(rows, values)
+        except TypeError:
+            plain = [_is_plain(one) for one in values]
             self._to_rest(rows[[not one for one in plain]], [v for v, one in zip(values, plain, strict=True) if not one])
             rows, values = rows[plain], [value for value, one in zip(values, plain, strict=True) if one]
-        if len(values):
-            self._lists = self._lists or _ListLane()
-            if not self._lists.add(rows, values):
-                self._to_rest(rows, values)
+            taken = not values or self._lists.add(rows, values)
+        if not taken:
+            self._to_rest(rows, values)
 
     def _to_rest(self, rows: Rows, values: list[Any]) -> None:
         assert self._rest is not None
@@ -161,9 +163,11 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def _is_plain(values: list[Any]) -> bool:
-    if not _PLAIN.issuperset(map(type, values)):
-        return False
-    return not any(type(one) is int and not -(1 << 63) <= one < 1 << 63 for one in values)
+    return _PLAIN.issuperset(map(type, values)) and not _has_great(values)
+
+
+def _has_great(values: list[Any]) -> bool:
+    return any(type(one) is int and not -(1 << 63) <= one < 1 << 63 for one in values)
 
 
 class _Lane:
@@ -281,14 +285,19 @@ class _ListLane(_Lane):
         self._items_count = 0
 
     def add(self, rows: Rows, values: list[list[Any]]) -> bool:
-        """False, and nothing is taken, if the distinct lists are too long to keep."""
-        table: dict[tuple[Any, ...], int] = {}
-        first = len(self._lengths) + 1
-        codes = np.fromiter((table.setdefault(tuple(one), first + len(table)) for one in values), np.uint32, len(values))
+        """False, and nothing is taken, if the lists are too long to keep; TypeError if an item is no plain value."""
+        tuples = list(map(tuple, values))
+        table = dict.fromkeys(tuples, 0)  # TypeError: lists and dicts have no hash
         items = list(chain.from_iterable(table))
-        weight = sum(len(one) if isinstance(one, str) else 8 for one in items)
+        kinds = set(map(type, items))
+        if int in kinds and _has_great(items):
+            raise TypeError("an integer beyond 64 bits")
+        weight = 8 * len(items) + (sum(len(one) for one in items if type(one) is str) if str in kinds else 0)
         if weight > _TEXT_BYTES_FREE + _TEXT_BYTES_A_ROW * len(values):
             return False
+        for code, one in enumerate(table, len(self._lengths) + 1):
+            table[one] = code
+        codes = np.fromiter(map(table.__getitem__, tuples), np.uint32, len(values))
         self._add_rows(rows)
         self._codes.append(codes)
         self._lengths += map(len, table)

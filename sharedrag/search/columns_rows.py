@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 Object = dict[str, object]
 
-_CHUNK_ROWS = 8192  # decoded at a time: some MB of Python objects
+_CHUNK_ROWS = 1024  # decoded at a time, so that their Python objects stay in the cache
 _NEEDLES_FROM = 16  # rows from which looking for needles first is worth its calls
 
 
@@ -36,7 +36,7 @@ def decode(segment: Segment, row: int) -> Object:
 
 
 def chunks(segment: Segment, start: int, stop: int) -> Iterator[list[Object]]:
-    """The metadata of the rows [start, stop) in order, some thousand rows at a time; {} for a row without.
+    """The metadata of the rows [start, stop) in order, some rows at a time; {} for a row without.
 
     Raises `PoolDamaged` for the first row whose metadata is not a JSON object.
     """
