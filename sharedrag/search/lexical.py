@@ -37,7 +37,38 @@ _SLACK = np.float32(1.0001)  # bounds are compared with sums of float32
 # Looking one row up among postings costs about as much as scoring, or counting, that many of them.
 _SCORED_PER_LOOKUP = 4
 _COUNTED_PER_LOOKUP = 16
+_HOLDING_MAX = 4096  # terms of which it is remembered how many dead rows have them
 F32 = npt.NDArray[np.float32]
+
+
+class _Gone:
+    """The places of a source that are dead, or beyond the view: how many, and what they would have counted.
+
+    Of one source's rows ever more die, so those that are gone are known by their number, and what was counted is kept.
+    """
+
+    def __init__(self, postings: Postings, alive: Mask, count: int) -> None:
+        self.count = count
+        self.alive = alive
+        self.places: U16 = np.flatnonzero(~alive).astype(np.uint16)
+        lengths = postings.lengths[self.places]
+        self.documents = int(np.count_nonzero(lengths))
+        self.total = int(lengths.sum(dtype=np.int64))
+        self._holding: dict[int, int] = {}
+
+    def holding(self, term: int, places: U16) -> int:
+        """How many of these places have a term, given by its hash and all places that have it."""
+        known = self._holding.get(term)
+        if known is None:
+            if len(self._holding) >= _HOLDING_MAX:
+                self._holding.clear()
+            known = self._holding[term] = self._count(places)
+        return known
+
+    def _count(self, places: U16) -> int:
+        if len(places) < len(self.places) * _COUNTED_PER_LOOKUP:
+            return len(places) - int(np.count_nonzero(self.alive.take(places)))
+        return int(np.count_nonzero(_found_in(places, self.places)[1]))
 
 
 class _Source(NamedTuple):
@@ -45,9 +76,8 @@ class _Source(NamedTuple):
 
     part: int
     postings: Postings
-    alive: Mask | None  # (rows,): neither dead nor beyond the view; None for all
-    gone: U16  # the places that are not
-    wanted: Mask | None  # (rows,): alive, and the filter admits it; None for all
+    gone: _Gone | None
+    wanted: Mask | None  # (rows,): neither gone nor filtered away; None for all
 
 
 class _Weighed(NamedTuple):
@@ -71,6 +101,7 @@ class Lexicon:
         self._blocks = blocks
         self._lock = threading.Lock()
         self._tails: dict[int, Tail] = {}
+        self._gone: dict[tuple[int, int], _Gone] = {}
 
     def after_fork_in_child(self) -> None:
         """Locks of our own."""
@@ -104,9 +135,27 @@ class Lexicon:
         sources: list[_Source] = []
         for index, part in enumerate(parts):
             found = self._postings(part, hashes)
-            sources += [_source(index, part, masks[index], one) for one in found if one.first < part.rows]
+            sources += [self._source(index, part, masks[index], one) for one in found if one.first < part.rows]
         self._forget_others(parts)
         return sources
+
+    def _source(self, index: int, part: Part, mask: Mask | None, postings: Postings) -> _Source:
+        start, rows = postings.first, postings.rows
+        stop = min(part.rows, start + rows)
+        beyond = start + rows - stop  # another thread's view may be newer than this one
+        gone = None
+        if part.dead or beyond:
+            alive = _padded(part.alive[start:stop], beyond)
+            count = rows - int(np.count_nonzero(alive))
+            if count:
+                gone = self._gone.get((part.segment.uid, start))
+                if gone is None or gone.count != count or len(gone.alive) != rows:
+                    gone = self._gone[part.segment.uid, start] = _Gone(postings, alive.copy(), count)
+        wanted = None if gone is None else gone.alive
+        if mask is not None:
+            admitted = _padded(mask[start:stop], beyond)
+            wanted = admitted if wanted is None else admitted & wanted
+        return _Source(index, postings, gone, wanted)
 
     def _postings(self, part: Part, hashes: U64) -> tuple[Postings, ...]:
         """Postings of all rows of a part; of its newest rows maybe only of these terms."""
@@ -124,13 +173,12 @@ class Lexicon:
 
     def _forget_others(self, parts: tuple[Part, ...]) -> None:
         """Drop what was remembered of segments that are gone."""
-        if len(self._tails) <= len(parts):
-            known = {part.segment.uid for part in parts}
-            if known.issuperset(self._tails):
-                return
+        known = {part.segment.uid for part in parts}
+        if known.issuperset(self._tails) and len(self._gone) <= _HOLDING_MAX:
+            return
         with self._lock:
-            known = {part.segment.uid for part in parts}
             self._tails = {uid: tail for uid, tail in self._tails.items() if uid in known}
+            self._gone = {key: gone for key, gone in self._gone.items() if key[0] in known}
 
 
 def check_questions(text: object) -> tuple[list[str], bool]:
@@ -149,19 +197,6 @@ def check_questions(text: object) -> tuple[list[str], bool]:
     return list(questions), isinstance(text, str)
 
 
-def _source(index: int, part: Part, mask: Mask | None, postings: Postings) -> _Source:
-    start, rows = postings.first, postings.rows
-    stop = min(part.rows, start + rows)
-    beyond = start + rows - stop  # another thread's view may be newer than this one
-    alive = _padded(part.alive[start:stop], beyond) if part.dead or beyond else None
-    wanted = alive
-    if mask is not None:
-        admitted = _padded(mask[start:stop], beyond)
-        wanted = admitted if alive is None else alive & admitted
-    gone = np.empty(0, np.uint16) if alive is None else np.flatnonzero(~alive).astype(np.uint16)
-    return _Source(index, postings, alive, gone, wanted)
-
-
 def _padded(mask: Mask, missing: int) -> Mask:
     return np.concatenate((mask, np.zeros(missing, np.bool_))) if missing else mask
 
@@ -175,32 +210,23 @@ def _frequencies(sources: list[_Source], found: list[tuple[I64, I64]], count: in
     for source, (which, terms) in zip(sources, found, strict=True):
         if not len(which):
             continue
-        starts = source.postings.starts
-        begins, ends = starts[terms].tolist(), starts[terms + 1].tolist()
+        postings, gone = source.postings, source.gone
+        begins, ends = postings.starts[terms].tolist(), postings.starts[terms + 1].tolist()
         each = [end - begin for begin, end in zip(begins, ends, strict=True)]
-        if len(source.gone):
-            each = [one - _among(source, begin, end) for one, begin, end in zip(each, begins, ends, strict=True)]
+        if gone is not None:
+            held = zip(postings.hashes[terms].tolist(), begins, ends, strict=True)
+            dead = [gone.holding(term, postings.places[begin:end]) for term, begin, end in held]
+            each = [one - other for one, other in zip(each, dead, strict=True)]
         frequencies[which] += each
     return frequencies
-
-
-def _among(source: _Source, begin: int, end: int) -> int:
-    """How many of the places that are gone are in the postings [begin, end)."""
-    places = source.postings.places[begin:end]
-    if len(places) < len(source.gone) * _COUNTED_PER_LOOKUP:
-        assert source.alive is not None
-        return len(places) - int(np.count_nonzero(source.alive.take(places)))
-    at = places.searchsorted(source.gone)
-    at[at == len(places)] = 0
-    return int(np.count_nonzero(places[at] == source.gone))
 
 
 def _weighed(sources: list[_Source], frequencies: I64, asked: I64) -> _Weighed:
     documents = total = 0
     for source in sources:
-        gone = source.postings.lengths[source.gone]
-        documents += source.postings.documents - int(np.count_nonzero(gone))
-        total += source.postings.total - int(gone.sum(dtype=np.int64))
+        gone = source.gone
+        documents += source.postings.documents - (0 if gone is None else gone.documents)
+        total += source.postings.total - (0 if gone is None else gone.total)
     weights = asked * np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
     weights[frequencies == 0] = 0.0
     order = (-weights).argsort(kind="stable")[: min(_ASKED_MAX, np.count_nonzero(frequencies))]
@@ -215,34 +241,54 @@ def _score(
     source: _Source, found: tuple[I64, I64], weighed: _Weighed, scratch: F32, k: int, floor: np.float32
 ) -> tuple[I64, F32]:
     """(places, scores) of the best k rows of a source; rows below `floor` may be missing. `scratch` is zero, and again."""
-    spans = _spans(source.postings, found, weighed)
-    rests = np.cumsum([span.weight for span in spans[::-1]], dtype=np.float32)[::-1] * _SLACK  # of this span and all later
-    scores = scratch[: source.postings.rows]
-    met: list[I64] = []
+    postings, wanted = source.postings, source.wanted
+    spans = _spans(postings, found, weighed)
+    scores = scratch[: postings.rows]
+    if wanted is not None and np.count_nonzero(wanted) * _SCORED_PER_LOOKUP * len(spans) < _total(spans):
+        candidates, left = np.flatnonzero(wanted), spans
+        rests = np.full(len(left), np.inf, np.float32)
+    else:
+        candidates, left, rests, floor = _meet(postings, wanted, spans, weighed, scores, k, floor)
+    for span, rest in zip(left, rests, strict=True):
+        candidates = candidates[scores.take(candidates) + rest >= floor]
+        _add_to(scores, candidates, postings, span, weighed)
+    result = scores.take(candidates)
+    scores.fill(0)
+    if len(left) == len(spans):  # candidates were not met, but given
+        candidates, result = candidates[result > 0], result[result > 0]
+    return _trimmed(candidates, result, k)
+
+
+def _meet(
+    postings: Postings, wanted: Mask | None, spans: list[_Span], weighed: _Weighed, scores: F32, k: int, floor: np.float32
+) -> tuple[I64, list[_Span], F32, np.float32]:
+    """Score the rows of the first spans, until those that are left could not bring a new row among the best.
+
+    Returns the rows met, rising; the spans that are left; the most that each of them and those after it can add; the floor.
+    """
+    rests = np.cumsum([span.weight for span in spans[::-1]], dtype=np.float32)[::-1] * _SLACK
+    met = [np.empty(0, np.int64)]
     count = at = 0
     while at < len(spans) and rests[at] >= floor:
-        places, gains = _gains(source.postings, spans[at], weighed)
+        places, gains = _gains(postings, spans[at], weighed)
         held = scores.take(places)
         scores[places] = held + gains
         new = places if at == 0 else places[held == 0]
-        if source.wanted is not None:
-            new = new[source.wanted.take(new)]
+        if wanted is not None:
+            new = new[wanted.take(new)]
         met.append(new)
         count += len(new)
         at += 1
-        left = sum(span.end - span.begin for span in spans[at:])
-        if k <= count < left and rests[at] < rests[0] - rests[at]:  # worth a look whether what is left can be skipped
-            partial = scores.take(np.concatenate(met))
+        if at < len(spans) and k <= count < _total(spans[at:]) and rests[at] < rests[0] - rests[at]:
+            partial = scores.take(np.concatenate(met))  # worth a look whether what is left can be skipped
             floor = max(floor, np.partition(partial, count - k)[count - k])
-    candidates = np.concatenate(met) if met else np.empty(0, np.int64)
-    if at < len(spans):
-        candidates.sort()
-        for span, rest in zip(spans[at:], rests[at:], strict=True):
-            candidates = candidates[scores.take(candidates) + rest >= floor]
-            _add_to(scores, candidates, source.postings, span, weighed)
-    result = scores.take(candidates)
-    scores.fill(0)
-    return _trimmed(candidates, result, k)
+    narrow = np.concatenate(met).astype(np.uint16)
+    narrow.sort()
+    return narrow.astype(np.int64), spans[at:], rests[at:], floor
+
+
+def _total(spans: list[_Span]) -> int:
+    return sum(span.end - span.begin for span in spans)
 
 
 class _Span(NamedTuple):
@@ -286,14 +332,17 @@ def _add_to(scores: F32, candidates: I64, postings: Postings, span: _Span, weigh
         places, gains = _gains(postings, span, weighed)
         scores[places] += gains
         return
-    wanted = candidates.astype(np.uint16)
-    held = postings.places[span.begin : span.end]
-    at = held.searchsorted(wanted)
-    at[at == len(held)] = 0
-    has = held[at] == wanted
+    at, has = _found_in(postings.places[span.begin : span.end], candidates.astype(np.uint16))
     rows = candidates[has]
     counts = postings.counts_at(at[has] + span.begin)
     scores[rows] += _gain(counts, postings.lengths.take(rows), span, weighed)
+
+
+def _found_in(places: U16, wanted: U16) -> tuple[I64, Mask]:
+    """(where, whether) each of the wanted places is among these; both rise."""
+    at = places.searchsorted(wanted)
+    at[at == len(places)] = 0
+    return at, places[at] == wanted
 
 
 def _trimmed(places: I64, scores: F32, k: int) -> tuple[I64, F32]:
