@@ -15,7 +15,8 @@ from tests.peers.job import RECALL, Job, rounded, tell
 from tests.peers.protocol import Peer
 
 _WARM = 20
-_ENOUGH = 30  # queries that are asked however slow the peer is
+_WARM_S = 1.0
+_ENOUGH = 20  # queries that are asked however slow the peer is
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -39,10 +40,10 @@ def _tuned(job: Job, peer: Peer, corpus: Corpus, filtered: bool) -> dict[str, An
     for index, knob in enumerate(knobs):
         tell(f"{'1 % filter' if filtered else 'query'}, knob {index + 1} of {len(knobs)}")
         peer.use(knob)
-        last = index == len(knobs) - 1
-        recall, _ = _pass(peer, corpus, filtered, effort.tuning, effort.tuning_s)
-        if recall < RECALL and not last:
-            continue
+        if index < len(knobs) - 1:
+            recall, _ = _pass(peer, corpus, filtered, effort.tuning, effort.tuning_s)
+            if recall < RECALL:
+                continue
         recall, times = _pass(peer, corpus, filtered, effort.queries, effort.query_s)
         measured = {
             "knob": index,
@@ -63,8 +64,11 @@ def _pass(peer: Peer, corpus: Corpus, filtered: bool, queries: int, seconds: flo
     hits = []
     asked = corpus.queries[:queries]
     rooms = [corpus.room(index) if filtered else None for index in range(len(asked))]
+    until = time.monotonic() + _WARM_S
     for query, room in zip(asked[:_WARM], rooms, strict=False):
         peer.search(query, K, room)
+        if time.monotonic() > until:
+            break
     until = time.monotonic() + seconds
     for query, room in zip(asked, rooms, strict=True):
         begun = time.perf_counter_ns()
