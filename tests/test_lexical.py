@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,7 @@ questions = st.lists(st.sampled_from([*WORDS, "unknown", "東", "京タ"]), max_
 steps = st.lists(st.tuples(st.integers(0, 1), st.one_of(puts, puts, deletes, maintains), questions), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps, st.integers(1, 8), st.sampled_from(["tail", "sealed", "all"]))
 def test_any_history_answers_as_a_plain_one(
     pool: Pool, steps: list[tuple[int, tuple[str, Any], str]], k: int, blocks: str
@@ -262,6 +263,28 @@ def test_any_unicode_can_be_put_and_asked_for(pool: Pool, given_texts: list[str]
         if len(words.of_text(text)):
             assert f"{number}" in {hit.id for hit in collection.search(text=text, k=100)}
     pool.drop("notes")
+
+
+def test_a_forked_child_searches_what_its_parent_tokenised(pool: Pool) -> None:
+    """Also where another thread of the parent was in the middle of a search."""
+    collection = pool.collection("notes")
+    collection.put(["a", "b"], texts=["beach", "hotel"])
+    collection.search(text="beach")
+    (grown,) = collection.lexicon._tails.values()
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+
+    def child() -> None:
+        collection.put(["c"], texts=["beach again"])
+        theirs.send(sorted(hit.id for hit in collection.search(text="beach")))
+
+    process = context.Process(target=child)
+    with grown._lock, collection.lexicon._lock:
+        process.start()
+    assert mine.poll(30) and mine.recv() == ["a", "c"]
+    process.join(30)
+    assert process.exitcode == 0
+    assert sorted(hit.id for hit in collection.search(text="beach")) == ["a", "c"]
 
 
 def test_a_view_that_is_kept_is_searched_as_it_was(pool: Pool) -> None:

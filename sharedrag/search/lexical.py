@@ -174,7 +174,7 @@ class Lexicon:
     def _forget_others(self, parts: tuple[Part, ...]) -> None:
         """Drop what was remembered of segments that are gone."""
         known = {part.segment.uid for part in parts}
-        if known.issuperset(self._tails) and len(self._gone) <= _HOLDING_MAX:
+        if known.issuperset(self._tails) and known.issuperset(uid for uid, _ in tuple(self._gone)):
             return
         with self._lock:
             self._tails = {uid: tail for uid, tail in self._tails.items() if uid in known}
