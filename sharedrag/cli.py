@@ -99,10 +99,12 @@ def create(
         str, typer.Option("--capacity", "-c", help="How much it may hold: a number of bytes, or '512 MiB', '2 GiB'.")
     ] = "2 GiB",
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many lock domains: one a host or container.")] = 1,
+    preallocate: Annotated[bool, typer.Option("--preallocate", help="Take all memory now, and keep it.")] = False,
 ) -> None:
     """Make a pool. A pool that is there already is left as it is.
 
-    Memory is taken as records arrive, not now: an empty pool of 100 GiB costs next to nothing.
+    Memory is taken as records arrive, not now: an empty pool of 100 GiB costs next to nothing. With --preallocate all of
+    it is taken at once and kept: writes are faster and more even, and other programs cannot use it up.
 
     ```
     sharedrag create /dev/shm/team.pool
@@ -110,7 +112,7 @@ def create(
     ```
     """
     existed = Path(path).exists()
-    with _open(path, "create", create=True, capacity=capacity, nodes=nodes) as pool:
+    with _open(path, "create", create=True, capacity=capacity, nodes=nodes, preallocate=preallocate) as pool:
         info = pool.info()
     done = "It was there already and is left as it is" if existed else "Created"
     console = _console()

@@ -93,7 +93,7 @@ def _space(info: PoolInfo) -> RenderableType:
         ProgressBar(total=max(1, info.capacity), completed=info.allocated, width=40),
     )
     facts = (
-        f"{size(info.reserved)} of memory or disk behind it now; format {info.format_version}; "
+        f"{size(info.reserved)} of memory or disk behind it{' for good' if info.preallocated else ' now'}; format {info.format_version}; "
         f"created {created:%Y-%m-%d %H:%M} UTC"
     )
     return Panel(Group(used, Text(facts, style="dim")), title=plain(info.path), title_align="left")

@@ -82,7 +82,8 @@ class PoolInfo(BaseModel):
     uuid: str
     format_version: int
     created_us: int
-    file_size: int = Field(description="bytes of address space; the file is sparse")
+    file_size: int = Field(description="bytes of address space; the file is sparse unless preallocated")
+    preallocated: bool = Field(description="all memory is held from the start and never given back")
     reserved: int = Field(description="bytes of memory or disk behind it now")
     capacity: int
     allocated: int

@@ -94,6 +94,7 @@ class Pool:
         *,
         node: int = 0,
         nodes: int = 1,
+        preallocate: bool = False,
         name: str | None = None,
         maintenance: bool | float = True,
         lock_timeout_s: float = 5.0,
@@ -101,7 +102,9 @@ class Pool:
         """Attach to the pool at `path`; with `create`, make it first if it is not there (of several, one makes it).
 
         `capacity` is the room for records, as bytes or "1 GiB"; the file is sparse, so what is unused costs nothing.
-        `nodes` lock domains share it evenly (1 unless hosts or containers want their own); this process is one of `node`.
+        With `preallocate` all memory is taken at creation and kept: no write waits for the system or finds it out of memory,
+        and nothing goes back before the file is deleted. `nodes` lock domains share the room evenly (1 unless hosts or
+        containers want their own); this process is one of `node`.
         `name` labels this process in `sharedrag info`. `maintenance` is the share of one core that merging, indexing and
         reclaim may take in the background of this process, 0.1 for True; with False it leaves them to others. Waits for
         locks are bounded by `lock_timeout_s` seconds.
@@ -122,7 +125,7 @@ class Pool:
                 if not os.path.exists(real):
                     if not 0 <= node < nodes:
                         raise ValueError(f"node {node}: a pool of nodes={nodes} has nodes 0 to {nodes - 1}")
-                    creation.create(real, size, nodes)
+                    creation.create(real, size, nodes, preallocate)
                 with suppress(PoolNotFound):  # somebody deleted it between the two steps: again
                     return cls._attach(real, node, name, maintenance, lock_timeout_s)
         return cls._attach(real, node, name, maintenance, lock_timeout_s)
@@ -234,6 +237,7 @@ class Pool:
             format_version=layout.VERSION,
             created_us=geometry.created_us,
             file_size=geometry.file_size,
+            preallocated=geometry.preallocated,
             reserved=self.arena.region.allocated(),
             capacity=sum(one.capacity for one in nodes),
             allocated=sum(one.allocated for one in nodes),

@@ -53,7 +53,7 @@ class Arena:
         self.closed = False
         self.replaced = False
         self._child_session: Session | None = None
-        self.region = Region.open(self.path, self.geometry.file_size)
+        self.region = Region.open(self.path, self.geometry.file_size, keeps_memory=self.geometry.preallocated)
         try:
             self._check_same_file()
             locks.check_locks_work(self.path, layout.NAMED_LOCKS_OFFSET - 2 - 2 * (os.getpid() % 100_000))

@@ -13,12 +13,12 @@ from sharedrag.memory import layout, order, region, superblock
 from sharedrag.memory.layout import Geometry
 
 
-def create(path: str, capacity: int, nodes: int) -> None:
+def create(path: str, capacity: int, nodes: int, preallocate: bool) -> None:
     """Make a whole new pool and give it its name in one step; a pool that is there already stays as it is.
 
     Raises `UnsupportedFileSystem` or `PoolFull`.
     """
-    geometry = layout.plan(capacity, nodes, time.time_ns() // 1000, uuid.uuid4().bytes)
+    geometry = layout.plan(capacity, nodes, time.time_ns() // 1000, uuid.uuid4().bytes, preallocate)
     folder = os.path.dirname(path)
     try:
         fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o660)
@@ -68,6 +68,10 @@ def create(path: str, capacity: int, nodes: int) -> None:
 
 
 def _fill(mapped: region.Region, geometry: Geometry) -> None:
+    if geometry.preallocated:
+        mapped.reserve(0, geometry.file_size, operation="create")
+        mapped.populate(0, geometry.file_size)
+        mapped.keeps_memory = True
     mapped.reserve(0, layout.SUPERBLOCK_SIZE, operation="create")
     head = superblock.encode(geometry)
     mapped.bytes[: len(head)] = head

@@ -93,7 +93,7 @@ def _kept_back_from(purpose: Purpose, geometry: Geometry) -> int:
 
 
 def take(region: Region, manifest: Manifest, geometry: Geometry, wanted: int, least: int, purpose: Purpose) -> Run:
-    """Choose a run and put zeroed memory behind it. REQUIRES: the node's lock.
+    """Choose a run and put memory behind it. REQUIRES: the node's lock.
 
     Raises `PoolFull`. A run whose memory cannot be had is tried smaller, down to `least`. Then a merge falls back
     on the rescue extents, and so does a delete where memory ran out rather than the node's budget.
@@ -124,7 +124,7 @@ def take(region: Region, manifest: Manifest, geometry: Geometry, wanted: int, le
 
 def _reserve(region: Region, geometry: Geometry, node: int, run: Run, operation: str) -> None:
     offset, length = geometry.extent_offset(node, run.first), run.extents * EXTENT_SIZE
-    region.punch(offset, length)  # whatever a process killed here left behind is gone: new memory is zero
+    region.punch(offset, length)  # what a process killed here left behind counts against nobody
     try:
         region.reserve(offset, length, operation=operation)
     except PoolFull:

@@ -220,7 +220,7 @@ class Segment:
 
     @classmethod
     def create(cls, region: Region, offset: int, uid: int, lane: int, shape: Shape, size_allocated: int) -> Segment:
-        """Write the header of an empty segment into reserved, zeroed memory. REQUIRES: nobody else can see it."""
+        """Write an empty segment into reserved memory, whatever that holds. REQUIRES: nobody else can see it."""
         assert shape.size <= size_allocated and shape.rows <= ROWS_MAX and shape.buckets & (shape.buckets - 1) == 0
         header = _HEADER.pack(
             _MAGIC,
@@ -234,12 +234,15 @@ class Segment:
             shape.text_bytes,
             shape.metadata_bytes,
         )
+        region.bytes[offset : offset + HEADER_SIZE] = bytes(HEADER_SIZE)
         region.bytes[offset : offset + _HEADER.size] = header
         region.bytes[offset + _HEADER.size : offset + _HEADER.size + 8] = _HEADER_CHECKSUM.pack(
             xxhash.xxh3_64_intdigest(header)
         )
         segment = cls(region, offset, uid, size_allocated)
         segment.heads_array[:] = order.checked(0)
+        for offsets in (segment.id_offsets, segment.text_offsets, segment.metadata_offsets):
+            offsets[0] = 0
         region.words[segment.watermark_index] = order.checked(0)
         return segment
 

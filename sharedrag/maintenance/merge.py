@@ -95,8 +95,9 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
         at += source.rows.size
         for column, dtype in columns:
             target.array(column, dtype)[places] = source.segment.array(column, dtype)[source.rows]
-        if target.shape.dimension and not source.segment.shape.dimension:  # only tombstones: their vectors stay zero
+        if target.shape.dimension and not source.segment.shape.dimension:  # only tombstones
             target.array("norm", np.uint32)[places] = NORM_ONE
+            target.vectors_array[places] = 0
         elif target.shape.dimension:
             target.array("norm", np.uint32)[places] = source.segment.array("norm", np.uint32)[source.rows]
             for start in range(0, source.rows.size, _CHUNK_ROWS):

@@ -12,8 +12,8 @@ Superblock (offset, size, field):
        8   4  version                     48   8  extents_per_node
       12   4  nodes                       56   8  created, us since 1970
       16   8  file_size, B                64  16  pool uuid
-      24   8  node_stride, B              80   8  xxh3-64 of bytes 0..79
-      32   8  manifest_slot_size, B
+      24   8  node_stride, B              80   8  preallocated: 1 = all memory is held from the start
+      32   8  manifest_slot_size, B       88   8  xxh3-64 of bytes 0..87
 
 Node area (offset in the area; who may write it). The lock byte of a structure is its own first byte in the file:
 
@@ -46,7 +46,7 @@ NODES_MAX = 16
 LANES_PER_NODE = 64
 SESSIONS_PER_NODE = 512
 
-SUPERBLOCK = struct.Struct("<8sIIQQQQQQ16s")
+SUPERBLOCK = struct.Struct("<8sIIQQQQQQ16sQ")
 SUPERBLOCK_CHECKSUM = struct.Struct("<Q")
 SUPERBLOCK_SIZE = PAGE
 
@@ -75,7 +75,7 @@ SESSION_LABEL = 16
 SESSION_LABEL_SIZE = 40
 SESSION_PINS = 64
 
-assert SUPERBLOCK.size == 80
+assert SUPERBLOCK.size == 88
 assert SESSIONS_OFFSET == 12_288
 assert NODE_AREA_SIZE == 143_360 and NODE_AREA_SIZE % PAGE == 0
 assert SESSION_PINS + 8 * NODES_MAX <= SESSION_SIZE
@@ -103,6 +103,7 @@ class Geometry(NamedTuple):
     extents_per_node: int
     created_us: int
     uuid: bytes
+    preallocated: bool
 
     def node_offset(self, node: int) -> int:
         """File offset of a node's area."""
@@ -153,7 +154,7 @@ class Geometry(NamedTuple):
         return min(16, max(1, self.extents_per_node // 16))
 
 
-def plan(capacity: int, nodes: int, created_us: int, uuid: bytes) -> Geometry:
+def plan(capacity: int, nodes: int, created_us: int, uuid: bytes, preallocated: bool = False) -> Geometry:
     """The geometry of a new pool with `capacity` bytes of extents, split evenly between `nodes`."""
     assert 1 <= nodes <= NODES_MAX and capacity >= CAPACITY_MIN * nodes
     extents = capacity // nodes // EXTENT_SIZE
@@ -161,7 +162,7 @@ def plan(capacity: int, nodes: int, created_us: int, uuid: bytes) -> Geometry:
     stride = NODE_AREA_SIZE + 2 * slot
     extents_offset = -(-(SUPERBLOCK_SIZE + nodes * stride) // EXTENT_SIZE) * EXTENT_SIZE
     file_size = extents_offset + nodes * extents * EXTENT_SIZE
-    return Geometry(nodes, file_size, stride, slot, extents_offset, extents, created_us, uuid)
+    return Geometry(nodes, file_size, stride, slot, extents_offset, extents, created_us, uuid, preallocated)
 
 
 # Order keys: a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) whose counter is merged into the

@@ -111,11 +111,13 @@ class Region:
     """A shared, writable mapping of a whole pool file.
 
     Attributes: `bytes` (memoryview "B"), `words` (memoryview "Q": item i is the aligned u64 at offset 8 i; see `order`),
-    `array` (uint8 array over the same memory), `address` (of byte 0), `size` (bytes).
+    `array` (uint8 array over the same memory), `address` (of byte 0), `size` (bytes). Of a region that `keeps_memory`, all
+    memory is reserved once and never given back: `reserve` and `punch` do nothing then, and new memory is not zero.
     """
 
-    def __init__(self, fd: int, path: str, size: int) -> None:
+    def __init__(self, fd: int, path: str, size: int, *, keeps_memory: bool = False) -> None:
         self.path = path
+        self.keeps_memory = keeps_memory
         self.size = size
         self._fd = fd
         self.bytes = _mapped(fd, size)
@@ -129,7 +131,7 @@ class Region:
         self.identity = (stat.st_dev, stat.st_ino)
 
     @classmethod
-    def open(cls, path: str, size_expected: int) -> Region:
+    def open(cls, path: str, size_expected: int, *, keeps_memory: bool = False) -> Region:
         """Map an existing pool file; its size must be the one its superblock tells."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -144,13 +146,15 @@ class Region:
                 path=path,
                 hint="Something cut the file while nobody should; restore it from a copy",
             )
-        return cls(fd, path, size_expected)
+        return cls(fd, path, size_expected, keeps_memory=keeps_memory)
 
     def reserve(self, offset: int, length: int, *, operation: str) -> None:
         """Make memory stand behind the bytes [offset, offset + length), so that touching them cannot fail.
 
         Raises `PoolFull` when the file system or the memory cgroup has no room, `UnsupportedFileSystem` without fallocate.
         """
+        if self.keeps_memory:
+            return
         headroom = memory_headroom()
         if headroom is not None and length > headroom:
             raise PoolFull(
@@ -197,6 +201,8 @@ class Region:
     def punch(self, offset: int, length: int) -> None:
         """Give the memory behind whole pages back to the system; the bytes then read as zero once reserved again."""
         assert offset % layout.PAGE == 0 and length % layout.PAGE == 0
+        if self.keeps_memory:
+            return
         if _libc.fallocate(self._fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, offset, length) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), self.path)

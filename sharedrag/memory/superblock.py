@@ -40,6 +40,7 @@ def encode(geometry: Geometry) -> bytes:
         geometry.extents_per_node,
         geometry.created_us,
         geometry.uuid,
+        geometry.preallocated,
     )
     return body + layout.SUPERBLOCK_CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
 
@@ -79,4 +80,5 @@ def read(path: str) -> Geometry:
             path=path,
             hint="Use the version of sharedrag that made it",
         )
-    return Geometry(*rest)
+    *fields, preallocated = rest
+    return Geometry(*fields, preallocated=bool(preallocated))

@@ -225,9 +225,6 @@ class _NumberLane(_Lane):
         values, at = np.concatenate(self._values), self._all_rows()
         if self._dtype.kind == "i":
             values = values.astype(_narrowest(int(values.min()), int(values.max())))
-        if len(at) > 1 and (at[1:] < at[:-1]).any():
-            order = np.argsort(at)
-            values, at = values[order], at[order]
         if not self._is_dense(rows):
             return {"rows": writer.place(at.astype(np.uint32)), "values": writer.place(values)}
         entry = {"values": writer.place(_spread(at, values, rows))}

@@ -60,6 +60,12 @@ class Workshop:
         """Give its memory back now: the next round wants it."""
         Path(path).unlink(missing_ok=True)
 
+    def made(self, name: str, capacity: str, *, preallocate: bool) -> str:
+        """The path of a new, empty pool."""
+        path = self.fresh(name)
+        Pool.open(path, create=True, capacity=capacity, preallocate=preallocate).close()
+        return path
+
     def loaded(self, rows: int) -> str:
         """The path of a pool with that many rows, merged until it settled, which this process keeps open and has read."""
         if rows not in self._pools:

@@ -20,6 +20,7 @@ from tests.bench.workshop import COLLECTION, Workshop
 _WRITERS = 4
 _CAPACITY = "1 GiB"
 _MARK = 50  # calls
+_ELASTIC = "the same, the pool not preallocated: memory as the system finds it"
 CPU = "processor's time for a record, us"
 
 
@@ -47,7 +48,7 @@ def prefix(seed: int) -> str:
 def write(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
     """Put `count` records, `batch` to a call, once told to; sends its span."""
     calls = data.records(count, seed, prefix(seed)).calls(batch)
-    with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
+    with Pool.open(path) as pool:
         put = pool.collection(COLLECTION, dimension=data.DIMENSION).put
         gc.freeze()  # the bench's own lists are no part of what a put costs
         pipe.send("ready")
@@ -82,7 +83,7 @@ def copy(pipe: Pipe, path: str, count: int, batch: int, seed: int) -> None:
 def read(pipe: Pipe, path: str, writers: int, count: int) -> None:
     """Search without pause until told to stop; sends how many searches, and how many records are not there or too many."""
     queries = data.vectors(256, seed=9)
-    with Pool.open(path, create=True, capacity=_CAPACITY) as pool:
+    with Pool.open(path) as pool:
         collection = pool.collection(COLLECTION, dimension=data.DIMENSION)
         pipe.send("ready")
         pipe.recv()
@@ -113,19 +114,24 @@ def _timed(target: Callable[..., None], paths: list[str], count: int, batch: int
     return Rate(until_then / took_s, sum(one.cpu_s for one in spans) / (len(paths) * count) * 1e6)
 
 
-def _one_writer(workshop: Workshop, name: str, what: str, batch: int, demanded: float) -> Figure:
+def _one_writer(workshop: Workshop, name: str, what: str, batch: int, demanded: float) -> list[Figure]:
+    """The rate into a preallocated pool; and into memory that the system must find first, beside the same for a copy."""
     size = workshop.size
-    rounds: list[Rate] = []
-    copies: list[Rate] = []
+    rounds: dict[str, list[Rate]] = {"held": [], "found": [], "copied": []}
     for number in range(size.rounds):
         workshop.tell(f"{what}, round {number + 1}")
-        for target, found in ((write, rounds), (copy, copies)):
-            path = workshop.fresh(name)
-            found.append(_timed(target, [path], size.records, batch))
+        for place, target in (("held", write), ("found", write), ("copied", copy)):
+            made = place != "copied"
+            path = workshop.made(name, _CAPACITY, preallocate=place == "held") if made else workshop.fresh(name)
+            rounds[place].append(_timed(target, [path], size.records, batch))
             workshop.remove(path)
-    limit = Limit("copying the same bytes to new pages, a call each", max(one.records for one in copies))
-    notes = {"records": size.records, "batch": batch, CPU: _cpu(rounds)}
-    return Figure(name, what, "records/s", [one.records for one in rounds], True, demanded, limit, notes)
+    limit = Limit("copying the same bytes to new pages, a call each", max(one.records for one in rounds["copied"]))
+    held, found = ([one.records for one in rounds[place]] for place in ("held", "found"))
+    notes = {"records": size.records, "batch": batch, CPU: _cpu(rounds["held"])}
+    return [
+        Figure(name, what, "records/s", held, True, demanded, limit, notes),
+        Figure(f"{name}-elastic", _ELASTIC, "records/s", found, True, None, limit, {CPU: _cpu(rounds["found"])}),
+    ]
 
 
 def _cpu(rounds: list[Rate]) -> list[float]:
@@ -134,39 +140,43 @@ def _cpu(rounds: list[Rate]) -> list[float]:
 
 def singles(workshop: Workshop) -> list[Figure]:
     """One writer, one record to a put."""
-    return [_one_writer(workshop, "singles", "one writer, single-record put", 1, 100_000)]
+    return _one_writer(workshop, "singles", "one writer, single-record put", 1, 100_000)
 
 
 def batches(workshop: Workshop) -> list[Figure]:
     """One writer, 32 records to a put."""
-    return [_one_writer(workshop, "batches", "one writer, batches of 32", 32, 300_000)]
+    return _one_writer(workshop, "batches", "one writer, batches of 32", 32, 300_000)
 
 
 def fleet(workshop: Workshop) -> list[Figure]:
     """Four writers of single records and one reader that never pauses; every record must be there afterwards."""
     size = workshop.size
-    rounds: list[Rate] = []
+    rounds: dict[bool, list[Rate]] = {True: [], False: []}
     asked: list[int] = []
     lost = surplus = 0
     for number in range(size.rounds):
         workshop.tell(f"four writers and a reader, round {number + 1}")
-        path = workshop.fresh("fleet")
-        with Child(read, path, _WRITERS, size.fleet_records) as reader:
-            reader.receive()
-            rounds.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1, beside=[reader]))
-            reader.send("stop")
-            searches, missing, too_many = reader.receive()
-        workshop.remove(path)
-        asked.append(searches)
-        lost += missing
-        surplus += too_many
+        for preallocate, rates in rounds.items():
+            path = workshop.made("fleet", _CAPACITY, preallocate=preallocate)
+            with Child(read, path, _WRITERS, size.fleet_records) as reader:
+                reader.receive()
+                rates.append(_timed(write, [path] * _WRITERS, size.fleet_records, 1, beside=[reader]))
+                reader.send("stop")
+                searches, missing, too_many = reader.receive()
+            workshop.remove(path)
+            asked.append(searches)
+            lost += missing
+            surplus += too_many
     paths = [workshop.fresh("copies") for _ in range(_WRITERS)]
-    limit = Limit("four processes copying the same bytes to new pages", _timed(copy, paths, size.fleet_records, 1).records)
+    copies = _timed(copy, paths, size.fleet_records, 1)
     for path in paths:
         workshop.remove(path)
-    notes = {"records": _WRITERS * size.fleet_records, "searches meanwhile": asked, CPU: _cpu(rounds)}
+    limit = Limit("four processes copying the same bytes to new pages", copies.records)
+    notes = {"records": _WRITERS * size.fleet_records, "searches meanwhile": asked, CPU: _cpu(rounds[True])}
+    held, found = ([one.records for one in rounds[preallocate]] for preallocate in (True, False))
     what = "four writers + one reader, single-record put, in all"
     return [
-        Figure("fleet", what, "records/s", [one.records for one in rounds], True, 150_000, limit, notes),
+        Figure("fleet", what, "records/s", held, True, 150_000, limit, notes),
+        Figure("fleet-elastic", _ELASTIC, "records/s", found, True, None, limit, {CPU: _cpu(rounds[False])}),
         Figure("lost", "of those, records lost or doubled", "records", [float(lost + surplus)], False, 0),
     ]
