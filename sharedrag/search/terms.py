@@ -64,14 +64,14 @@ def build(segment: Segment, rows: int) -> bytes:
     runs = of_rows(segment, 0, rows)
     buffers = [_HEADER.pack(_MAGIC, words.ANALYSER, rows, len(runs))]
     at = _HEADER.size + _RUN.size * len(runs)
-    arrays: list[bytes | npt.NDArray[np.uint8]] = []
+    arrays: list[bytes | memoryview] = []
     for run in runs:
         sizes = (run.rows, run.documents, run.total, len(run.hashes), len(run.places), len(run.many))
         buffers.append(_RUN.pack(at, *sizes, 0))
         for array in (run.hashes, run.starts, run.lengths, run.many_at, run.many, run.places, run.counts):
-            arrays += [array.view(np.uint8), bytes(-array.nbytes % _ALIGNMENT)]
+            arrays += [array.view(np.uint8).data, bytes(-array.nbytes % _ALIGNMENT)]
             at += len(arrays[-2]) + len(arrays[-1])
-    return b"".join([*buffers, *arrays])
+    return b"".join((*buffers, *arrays))
 
 
 def _view(payload: npt.NDArray[np.uint8], first: int, run: tuple[int, ...]) -> Postings:
