@@ -163,7 +163,7 @@ def layout(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("layout")
 class TestAgreement:
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     @given(records, st.lists(filters, min_size=1, max_size=4), st.integers(1, 30))
     @example([{"a": 2**53 + 1}, {"a": 2.0**53}, {"a": True}, {"a": 1.0}], [Where("a", ">", 2.0**53), Where("a", "==", 1)], 9)
     @example([{"a": "x"}, {"a": "x"}, {"a": "y"}, {"a": "y"}], [And(Where("a", "==", "x"), Where("room", "is_empty"))], 2)
@@ -189,6 +189,7 @@ class TestAgreement:
         kinds["mixed"] = [value for several in kinds.values() for value in several]
         wanted: list[Any] = [
             *SCALARS[:6],
+            *LARGE,
             0,
             1,
             0.5,
