@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from sharedrag.errors import PoolClosed, PoolReplaced, SharedRagError
+from sharedrag.maintenance.budget import Budget
 
 if TYPE_CHECKING:
     from sharedrag.pool import Pool
@@ -24,9 +25,9 @@ class Keeper:
     """The thread; it holds its pool only weakly, so that a forgotten handle is closed like any other object."""
 
     def __init__(self, pool: Pool, cpu_share: float) -> None:
-        """Start ticking; maintenance takes `cpu_share` of one core at most: rounds are spaced so. With 0 there is none."""
+        """Start ticking; maintenance takes `cpu_share` of one core on average. With 0 there is none."""
         self._pool = weakref.ref(pool)
-        self._cpu_share = cpu_share
+        self._budget = Budget(cpu_share) if cpu_share else None
         self._stop = threading.Event()
         self._seen: object = None
         self._next_round = 0.0
@@ -57,16 +58,16 @@ class Keeper:
     def _tick(self, pool: Pool) -> None:
         pool.arena.look_at_path()
         pool.move_pins_on()
-        if not self._cpu_share or time.monotonic() < self._next_round:
+        if self._budget is None or not self._budget.in_credit() or time.monotonic() < self._next_round:
             return
         seen = pool.change_marker()
         if seen == self._seen and time.monotonic() < self._idle_until:
             return
-        report = pool.maintain()
+        with self._budget.spending():
+            report = pool.maintain(self._budget)
         if report.elected:
             self._idle_until = time.monotonic() + (_WAITING_ROUND_S if report.segments_waiting else _IDLE_ROUND_S)
-            self._next_round = time.monotonic() + report.seconds * (1 / self._cpu_share - 1)
-            busy = report.segments_merged or report.segments_freed or report.segments_sealed
+            busy = report.segments_merged or report.segments_freed or report.segments_sealed or report.postponed
             self._seen = None if busy else seen
         else:
             self._next_round = time.monotonic() + 1.0  # somebody else is at it

@@ -23,6 +23,7 @@ from sharedrag.errors import CollectionDropped, PoolBusy, PoolNotFound, SharedRa
 from sharedrag.info import CollectionInfo, MaintenanceReport, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
 from sharedrag.maintenance import verify
+from sharedrag.maintenance.budget import Budget
 from sharedrag.maintenance.maintainer import Maintainer
 from sharedrag.memory import layout
 from sharedrag.segments.batch import Batch
@@ -257,11 +258,11 @@ class Pool:
         """Check every checksum and link of all that is visible; calls `progress(rows done, rows in all)` now and then."""
         return verify.verify(self.arena, progress)
 
-    def maintain(self) -> MaintenanceReport:
-        """One round of maintenance of this node, unless another process is at it."""
+    def maintain(self, budget: Budget | None = None) -> MaintenanceReport:
+        """One round of maintenance of this node, unless another process is at it; all that is due or `budget` affords."""
         if self.closed:
             raise self.arena.closed_error()
-        return self._maintainer.run()
+        return self._maintainer.run(budget)
 
     def move_pins_on(self) -> None:
         """Bring every cached view to the newest manifests, so that none holds what others want to reclaim."""

@@ -10,7 +10,7 @@ from sharedrag.arena.attachment import Arena, Snapshot
 from sharedrag.arena.manifest import CollectionEntry, Kind, Manifest, State, differs
 from sharedrag.errors import CollectionDropped, PoolFull
 from sharedrag.maintenance.maintainer import Maintainer
-from sharedrag.memory.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, clock_of
+from sharedrag.memory.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, LANE_LAST, LANES_PER_NODE, clock_of
 from sharedrag.segments.batch import Batch
 from sharedrag.segments.lane import Appender, Lane
 from sharedrag.segments.roll import roll
@@ -125,9 +125,9 @@ class Writer:
         self._adopted = snapshot.manifests
 
     def _learn_others(self, appender: Appender, name: str, snapshot: Snapshot) -> None:
-        """The newest keys of a collection: of sealed segments from the manifests, of open ones from their rows."""
+        """The newest keys of a collection: of sealed segments from the manifests, of open ones from their lanes."""
         trusted = time.time_ns() // 1000 - KEY_EPOCH_US + CLOCK_AHEAD_US_MAX
-        appender.others = []
+        others: set[int] = set()
         for one in snapshot.manifests:
             definition = one.collection(name)
             for entry in one.entries if definition else ():
@@ -137,7 +137,9 @@ class Writer:
                     clock = clock_of(entry.key_max)
                     appender.floor = max(appender.floor, clock if clock <= trusted else 0)
                 elif entry.state == State.OPEN and entry.uid != appender.segment.uid:
-                    appender.others.append(self._arena.segment(one.node, entry))
+                    slot = self._arena.geometry.lane_offset(one.node, entry.lane % LANES_PER_NODE)
+                    others.add((slot + LANE_LAST) >> 3)
+        appender.others = sorted(others)
 
     def _room_was_made(self, root: int, deadline: float) -> bool:
         """After a `PoolFull` under this root: maintain, or wait for whoever does; False when nothing more is to be had."""

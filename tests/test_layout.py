@@ -139,8 +139,8 @@ def test_the_node_area_is_where_its_table_says() -> None:
 def test_the_slots_are_as_their_lines_say() -> None:
     """The lines on lane and session slots name the offsets and sizes that the code uses."""
     said = " ".join((layout.__doc__ or "").split())
-    lane = (layout.LANE_INTENT, layout.LANE_PID, layout.LANE_SINCE, layout.LANE_RECORDS, layout.LANE_LABEL)
-    for offset, what in zip(lane, ("intent", "pid", "since us", "records put", "label"), strict=True):
+    lane = (layout.LANE_INTENT, layout.LANE_PID, layout.LANE_SINCE, layout.LANE_LABEL, layout.LANE_LAST)
+    for offset, what in zip(lane, ("intent", "pid", "since us", "label", "last clock"), strict=True):
         assert re.search(rf"Lane slot:.*\b{offset} {what}.*Session slot:", said), what
     session = (layout.SESSION_PID, layout.SESSION_SINCE, layout.SESSION_LABEL, layout.SESSION_PINS)
     for offset, what in zip(session, ("pid", "since us", "label", "pins"), strict=True):

@@ -29,6 +29,7 @@ from sharedrag.arena.segment import PUT, Segment, Shape, hashes_in
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance import merge, reclaim
+from sharedrag.maintenance.budget import Budget
 from sharedrag.memory import layout, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_LANE_BITS
 from sharedrag.segments import deletions, probe
@@ -37,7 +38,14 @@ from sharedrag.segments.live import LiveRows, Part, View
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
+_MERGED_PER_S = 400 << 20  # bytes, about: it only spaces merges
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
+
+
+def _cost_s(group: list[Part]) -> float:
+    """Processor time that merging these will take, about."""
+    return sum(merge.size_estimate(part) for part in group) / _MERGED_PER_S
+
 
 LiveOf = Callable[[str], LiveRows]
 
@@ -82,8 +90,11 @@ class Maintainer:
         finally:
             self._guard.release()
 
-    def run(self) -> MaintenanceReport:
-        """One round, unless another process is at it. Raises `PoolDamaged`, `PoolBusy`."""
+    def run(self, budget: Budget | None = None) -> MaintenanceReport:
+        """One round, unless another process is at it: all that is due, or what `budget` affords of it.
+
+        Raises `PoolDamaged`, `PoolBusy`.
+        """
         report = MaintenanceReport()
         with self._elected() as elected:
             report.elected = elected
@@ -97,7 +108,7 @@ class Maintainer:
             damaged = None
             for name in names:
                 try:
-                    self._tend(name, tombstones_below, report)
+                    self._tend(name, tombstones_below, report, budget)
                 except CollectionDropped:
                     continue
                 except PoolDamaged as error:
@@ -114,12 +125,17 @@ class Maintainer:
 
     # ------------------------------------------------------------------ one collection
 
-    def _tend(self, name: str, tombstones_below: int, report: MaintenanceReport) -> None:
+    def _tend(self, name: str, tombstones_below: int, report: MaintenanceReport, budget: Budget | None) -> None:
         for _ in range(_MERGES_PER_ROUND):
             live = self._live_of(name)
             view, covered = live.acquire_covered()
             try:
-                if not any(self._merge(name, view, covered, one, tombstones_below, report) for one in self._groups(view)):
+                groups = self._groups(view)
+                if budget is not None:
+                    affordable = [one for one in groups if budget.affords(_cost_s(one))]
+                    report.postponed += len(groups) - len(affordable)
+                    groups = affordable
+                if not any(self._merge(name, view, covered, one, tombstones_below, report) for one in groups):
                     self._write_deletions(name, view, covered, report)
                     return
             finally:
@@ -200,7 +216,7 @@ class Maintainer:
         for other in view.parts:
             if id(other.segment) in merged:
                 continue
-            found = probe.matches(other.segment, hashes, probe.newest_of(other.segment, hashes), other.rows)
+            found = probe.matches(other.segment, hashes, other.rows)
             keep[found.at] = True
             keep[found.unsure] = True
         return rows[keep]

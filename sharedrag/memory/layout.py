@@ -27,7 +27,7 @@ Node area (offset in the area; who may write it). The lock byte of a structure i
       12,288  256  x 512 session slots                       that session's lock
      143,360       manifest slot of even generations, then of odd ones
 
-Lane slot: 0 intent (a clock, 0 = none) | 8 pid | 16 since us | 24 records put | 32 label, 32 B
+Lane slot: 0 intent (a clock, 0 = none) | 8 pid | 16 since us | 32 label, 32 B | 64 last clock: no key of the lane is later
 Session slot: 0 pid | 8 since us | 16 label, 40 B | 64 pins: 16 checked words, one per node (0 = none)
 """
 
@@ -66,9 +66,9 @@ NODE_AREA_SIZE = SESSIONS_OFFSET + SESSIONS_PER_NODE * SESSION_SIZE
 LANE_INTENT = 0
 LANE_PID = 8
 LANE_SINCE = 16
-LANE_RECORDS = 24
 LANE_LABEL = 32
 LANE_LABEL_SIZE = 32
+LANE_LAST = 64  # a cache line of its own: every other writer reads it
 SESSION_PID = 0
 SESSION_SINCE = 8
 SESSION_LABEL = 16
@@ -79,7 +79,7 @@ assert SUPERBLOCK.size == 88
 assert SESSIONS_OFFSET == 12_288
 assert NODE_AREA_SIZE == 143_360 and NODE_AREA_SIZE % PAGE == 0
 assert SESSION_PINS + 8 * NODES_MAX <= SESSION_SIZE
-assert LANE_LABEL + LANE_LABEL_SIZE <= LANE_SIZE
+assert LANE_LABEL + LANE_LABEL_SIZE <= LANE_LAST < LANE_SIZE
 
 # Named locks (`Pool.exclusive`) are bytes far beyond any file's end: a lock needs no byte behind it.
 NAMED_LOCKS_OFFSET = 1 << 61

@@ -163,7 +163,7 @@ class Region:
                 path=self.path,
                 hint="Raise the container's memory limit, or delete records and run `sharedrag maintain`",
             )
-        if self._huge_pages:
+        if self._huge_pages and length <= self._free_memory():
             self._take_huge_pages(offset, length)
         if _libc.fallocate(self._fd, 0, offset, length) == 0:
             return
@@ -173,14 +173,18 @@ class Region:
             return
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise UnsupportedFileSystem("no fallocate", operation=operation, path=self.path, hint=LOCAL_ONLY)
-        free = os.statvfs(os.path.dirname(self.path) or ".")
         raise PoolFull(
-            f"{length:,} bytes wanted, the file system has {free.f_bavail * free.f_frsize:,} left ({os.strerror(code)})",
+            f"{length:,} bytes wanted, the file system has {self._free_memory():,} left ({os.strerror(code)})",
             operation=operation,
             path=self.path,
             hint="Enlarge it (Docker's /dev/shm is 64 MiB unless --shm-size is given), or delete records and "
             "run `sharedrag maintain`",
         )
+
+    def _free_memory(self) -> int:
+        """Bytes that the file system has left."""
+        free = os.statvfs(os.path.dirname(self.path) or ".")
+        return free.f_bavail * free.f_frsize
 
     def _take_huge_pages(self, offset: int, length: int) -> None:
         """Put huge pages behind what of the range whole ones fit in; what cannot be had so is left to `fallocate`."""

@@ -22,6 +22,7 @@ _ONE_US = timedelta(microseconds=1)
 _FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
 _LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _ONE_US
 _EMPTY = b""
+_NO_ITEMS: list[Any] = []  # what cannot be unpacked into one
 _FLOAT32 = np.dtype(np.float32)
 _new = tuple.__new__  # half the price of calling a NamedTuple
 
@@ -218,14 +219,14 @@ def encode_one(
     """A put as most are, in one pass: one record of plain types with a unit vector; None where `encode` must decide."""
     flags, text, meta = PUT, _EMPTY, _EMPTY
     try:
-        (one,) = ids if type(ids) is list else ()
+        (one,) = ids if type(ids) is list else _NO_ITEMS
         encoded = str.encode(one)
         if texts is not None:
-            (given,) = texts if type(texts) is list else ()
+            (given,) = texts if type(texts) is list else _NO_ITEMS
             text = str.encode(given)
             flags |= HAS_TEXT
         if metadata is not None:
-            (given,) = metadata if type(metadata) is list else ()
+            (given,) = metadata if type(metadata) is list else _NO_ITEMS
             meta = orjson.dumps(given)
             flags |= HAS_METADATA
             if type(given) is not dict or b"null" in meta:

@@ -3,7 +3,7 @@
 The order of an append, and what others see if it is killed there (rows beyond the watermark do not exist for anyone):
 
     1  intent := a lower bound of the key to come       nothing
-    2  columns of the new rows                          nothing
+    2  the lane's last clock; columns of the new rows   nothing
     3  link[row], then heads[bucket], row by row        nothing: readers walk on past unpublished rows
     4  watermark := rows                                the whole batch
     5  intent := 0                                      the whole batch
@@ -50,9 +50,9 @@ class Lane:
         faults.passing("lane.locked")
         words = arena.region.words
         self.intent_index = (self.offset + layout.LANE_INTENT) >> 3
+        self.last_index = (self.offset + layout.LANE_LAST) >> 3
         words[self.intent_index] = 0  # a dead holder's
         words[(self.offset + layout.LANE_SINCE) >> 3] = time.time_ns() // 1000
-        words[(self.offset + layout.LANE_RECORDS) >> 3] = 0
         words[(self.offset + layout.LANE_PID) >> 3] = os.getpid()
         write_label(arena.region, self.offset + layout.LANE_LABEL, layout.LANE_LABEL_SIZE, arena.label)
 
@@ -119,13 +119,14 @@ class Appender:
         self.only_deletes = only_deletes  # a collection with vectors, but a segment made for deletes in a full pool
         self.segment = segment
         self.lane = lane
-        self.others: list[Segment] = []  # open segments of the same collection on other lanes
+        self.others: list[int] = []  # the words with the last clocks of lanes that have the collection open
         self.floor = 0  # clock of the newest key in sealed segments
         self.dirty = False
         arena = lane.arena
         self._words = arena.region.words
         self._watermark_index = segment.watermark_index
         self._intent_index = lane.intent_index
+        self._last_index = lane.last_index
         self._lane_number = lane.global_number
         shape = segment.shape
         self._room = (shape.rows, shape.id_bytes, shape.text_bytes, shape.metadata_bytes)
@@ -165,12 +166,11 @@ class Appender:
         """
         clock = now_us if now_us > self.floor else self.floor + 1
         words = self._words
-        for other in self.others:
-            published = words[other.watermark_index] & _VALUE_MASK
-            if 0 < published <= other.shape.rows:
-                seen = other.key[published - 1] >> KEY_LANE_BITS
-                if clock <= seen <= now_us + CLOCK_AHEAD_US_MAX:
-                    clock = seen + 1
+        followed = now_us + CLOCK_AHEAD_US_MAX
+        for index in self.others:
+            seen = words[index]
+            if clock <= seen <= followed:
+                clock = seen + 1
         if rows:
             last = self.segment.key[rows - 1] >> KEY_LANE_BITS
             if clock <= last:
@@ -205,6 +205,7 @@ class Appender:
         self.dirty = True
         key = clock << KEY_LANE_BITS | self._lane_number
         count = len(batch.ids)
+        words[self._last_index] = clock + count - 1
         if count == 1:
             self._write_one(batch, rows, starts, key, now)
         else:

@@ -357,8 +357,7 @@ class LiveRows:
             return
         links = probe.checked_links(state.segment, start, stop)
         hashes = hashes_in(links)
-        firsts = rows_in(links) if other is state else probe.newest_of(other.segment, hashes)
-        found = probe.matches(other.segment, hashes, firsts, other.rows)
+        found = probe.matches(other.segment, hashes, other.rows, rows_in(links) if other is state else None)
         unsure = found.unsure
         if found.at.size:
             rows = found.at + start

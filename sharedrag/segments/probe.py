@@ -16,7 +16,7 @@ from sharedrag.memory import order
 class Matches(NamedTuple):
     """For the hashes `at` these indexes the newest row below the limit with that hash; `unsure` wants a single `lookup`.
 
-    `at` and `rows` are (m,) int64. A chain that led through unpublished rows may have been repaired meanwhile: unsure.
+    `at` and `rows` are (m,) int64. A chain that led through unpublished rows which were undone meanwhile is unsure.
     """
 
     at: npt.NDArray[np.int64]
@@ -43,32 +43,45 @@ def newest_of(segment: Segment, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[n
     return rows_in(heads)
 
 
-def matches(segment: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArray[np.int64], limit: int) -> Matches:
-    """Walk the chains from `firsts` (rows, -1 for none) to each hash's first row below `limit`; raises `PoolDamaged`."""
-    links = segment.link_array
-    found_index: list[npt.NDArray[np.int64]] = []
-    found_rows: list[npt.NDArray[np.int64]] = []
+def matches(
+    segment: Segment, hashes: npt.NDArray[np.uint64], limit: int, firsts: npt.NDArray[np.int64] | None = None
+) -> Matches:
+    """Walk each hash's chain to its first row below `limit`; raises `PoolDamaged`.
+
+    The chains begin at `firsts` (rows, -1 for none), or else at the newest rows of their buckets. Those may be rows at or
+    beyond `limit` that are being written just now. They are passed through; but if the writer undid such rows meanwhile
+    (the epoch rose), what was met there means nothing.
+    """
+    epoch = segment.region.words[segment.epoch_index]
+    links, room = segment.link_array, segment.shape.rows
+    rows = newest_of(segment, hashes) if firsts is None else firsts
+    index = np.flatnonzero(rows >= 0)
+    rows = rows[index]
+    found_index, found_rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    passed_through = np.zeros(len(hashes), np.bool_)
     unsure: list[int] = []
-    index = np.flatnonzero(firsts >= 0)
-    rows = firsts[index]
     while index.size:
-        if int(rows.max()) >= limit:
-            published = rows < limit
-            unsure += index[~published].tolist()
-            index, rows = index[published], rows[published]
-            continue
-        words = links[rows]
+        unpublished = rows >= limit
+        passed_through[index[unpublished]] = True
+        words = links[np.minimum(rows, room - 1)]
         before = rows_in(words)
-        good = order.are_checked(words) & (before < rows)
+        good = order.are_checked(words) & (before < rows) & (rows < room)
         if not good.all():
-            raise segment.damaged("a link fails its check", "link", int(rows[np.flatnonzero(~good)[0]]))
-        hit = hashes_in(words) == hashes[index]
+            bad = np.flatnonzero(~good & ~unpublished)
+            if bad.size:
+                raise segment.damaged("a link fails its check", "link", int(rows[bad[0]]))
+            unsure += index[~good].tolist()
+        hit = good & ~unpublished & (hashes_in(words) == hashes[index])
         found_index.append(index[hit])
         found_rows.append(rows[hit])
-        going_on = ~hit & (before >= 0)
+        going_on = good & ~hit & (before >= 0)
         index, rows = index[going_on], before[going_on]
-    nothing = np.empty(0, np.int64)
-    return Matches(np.concatenate([nothing, *found_index]), np.concatenate([nothing, *found_rows]), unsure)
+    at, found = np.concatenate(found_index), np.concatenate(found_rows)
+    if passed_through.any() and segment.region.words[segment.epoch_index] != epoch:
+        unsure = np.flatnonzero(passed_through).tolist()
+        sure = ~passed_through[at]
+        at, found = at[sure], found[sure]
+    return Matches(at, found, unsure)
 
 
 def same_ids(
