@@ -108,7 +108,7 @@ def _shown(results: dict[str, Any]) -> Table:
     for peer, (_, _, label) in PEERS.items():
         if peer in results["peers"]:
             for at, (heading, measured) in enumerate(report.cells(results, peer)):
-                table.add_row("" if at else label.strip("*"), heading, measured)
+                table.add_row("" if at else label.replace("**", ""), heading, measured)
             table.add_section()
     return table
 

@@ -56,7 +56,7 @@ def draw(results: Results, panels: list[Panel], title: str, path: Path) -> None:
 def _bars(axis: Axes, results: Results, peers: list[str], heading: str, measure: str, pick: Pick) -> None:
     axis.set_title(heading, fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_yticks(range(len(peers)), [PEERS[peer][2].strip("*") for peer in peers], fontsize=9)
+    axis.set_yticks(range(len(peers)), [PEERS[peer][2].replace("**", "") for peer in peers], fontsize=9)
     values = {row: max(value, 1e-3) for row, peer in enumerate(peers) if (value := _value(results, peer, measure, pick))}
     if not values:
         axis.set_xticks([])

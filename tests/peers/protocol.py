@@ -64,9 +64,7 @@ class Peer(Protocol):
 
     package: ClassVar[str]  # the distribution whose version is shown
     settings: ClassVar[str]  # index and knobs, for the table's notes
-    knobs: ClassVar[Sequence[Any]] = (
-        None,
-    )  # search settings, from quick to accurate; one that is None is exact or tunes itself
+    knobs: ClassVar[Sequence[Any]] = (None,)  # search settings, quick to accurate; None: exact, or tunes itself
     processes: ClassVar[str] = MANY
     why: ClassVar[str] = ""  # why not many processes
     cannot: ClassVar[Mapping[str, str]] = {}  # measure (or "filter") -> why not
@@ -84,15 +82,19 @@ class Peer(Protocol):
     @classmethod
     def create(cls, place: Place) -> None:
         """Make an empty store, once, before anybody opens it; with a server, wait until it answers."""
+        return
 
     def load(self, batches: Iterable[Rows]) -> None:
         """Take all rows in bulk, as the peer recommends, and return when they are indexed and others may open them."""
+        return
 
     def write(self, rows: Rows) -> None:
         """Insert; returns when the peer has acknowledged. Many processes may do this at once if `processes` says so."""
+        return
 
     def use(self, knob: Any) -> None:
         """Search with this knob from now on."""
+        return
 
     def search(self, query: Vectors, k: int, room: str | None = None) -> list[Hit]:
         """The k best for a (384,) query, best first, of the one room if given; sees what others wrote if the peer can."""
@@ -104,6 +106,7 @@ class Peer(Protocol):
 
     def close(self) -> None:
         """Let go of everything, so that the same process may open it afresh."""
+        return
 
 
 def identifier(number: int) -> str:

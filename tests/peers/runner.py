@@ -150,7 +150,7 @@ class Runner:
     # ------------------------------------------------------------------ one measure
 
     def _measure(self, measure: str, job: Job) -> Outcome:
-        label = PEERS[job.peer][2].strip("*")
+        label = PEERS[job.peer][2].replace("**", "")
         self._say(f"{label}: {measure}")
         result, errors = self._folder / "result.json", self._folder / "errors.log"
         result.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ PEERS = {
     "valkey": ("valkey_search", "ValkeySearch", "Valkey + RediSearch"),
     "llama-simple": ("llama_simple", "LlamaSimple", "LlamaIndex SimpleVectorStore"),
     "llama-faiss": ("llama_faiss", "LlamaFaiss", "LlamaIndex FaissVectorStore"),
+    "llama-sharedrag": ("llama_shared", "LlamaShared", "**sharedrag**, through LlamaIndex's SharedVectorStore"),
 }
 
 

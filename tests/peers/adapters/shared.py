@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from sharedrag import Pool
 from tests.peers.protocol import DIMENSION, Hit, Peer, Place, Rows, Vectors
 
-_NAME = "records"
+NAME = "records"
 _BYTES_PER_ROW = 2_560  # of vector, text, metadata, index
 _ROOM_TO_WRITE = 3 << 30
-_SETTLE_ROUNDS_MAX = 50
+_SETTLED_WITHIN_S = 1_000.0
 
 
 class SharedRag(Peer):
@@ -22,23 +23,30 @@ class SharedRag(Peer):
 
     def __init__(self, place: Place) -> None:
         """Attach."""
-        self._pool = Pool.open(_path(place))
-        self._collection = self._pool.collection(_NAME, dimension=DIMENSION)
+        self.pool = Pool.open(_path(place))
+        self._collection = self.pool.collection(NAME, dimension=DIMENSION)
 
     @classmethod
     def create(cls, place: Place) -> None:
         """A pool with room for the rows, once merged, and for what writers add."""
         capacity = 2 * _BYTES_PER_ROW * place.rows + _ROOM_TO_WRITE
         with Pool.open(_path(place), create=True, capacity=capacity) as pool:
-            pool.collection(_NAME, dimension=DIMENSION)
+            pool.collection(NAME, dimension=DIMENSION)
 
     def load(self, batches: Iterable[Rows]) -> None:
         """Put, then merge and index until there is nothing left to do."""
         for rows in batches:
             self.write(rows)
-        for _ in range(_SETTLE_ROUNDS_MAX):
-            report = self._pool.maintain()
-            if report.elected and not _did_something(report):
+        self.settle()
+
+    def settle(self) -> None:
+        """Merge and index until a round finds nothing to do."""
+        give_up = time.monotonic() + _SETTLED_WITHIN_S
+        while time.monotonic() < give_up:
+            report = self.pool.maintain()
+            if not report.elected:  # the pool's own thread is at it
+                time.sleep(0.02)
+            elif not _did_something(report):
                 return
 
     def write(self, rows: Rows) -> None:
@@ -56,7 +64,7 @@ class SharedRag(Peer):
 
     def close(self) -> None:
         """Detach."""
-        self._pool.close()
+        self.pool.close()
 
 
 def _path(place: Place) -> str:

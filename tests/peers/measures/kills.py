@@ -30,7 +30,7 @@ _PATIENCE_S = 60.0
 def run(job: Job) -> dict[str, Any]:
     """How many records were acknowledged and how many of them are lost; times to a new writer's first record in ms."""
     if job.kind.processes == PRIVATE:
-        raise Cannot(f"{job.kind.why}: what was not saved dies with its process")
+        raise Cannot("what was not saved dies with its process")
     choice = random.Random(7)
     notes = Path(job.place.folder).parent / f"{job.peer}-acknowledged"
     notes.unlink(missing_ok=True)
