@@ -49,7 +49,13 @@ def draw(results: Results, panels: list[Panel], title: str, path: Path) -> None:
         _bars(axis, results, peers, heading, measure, pick)
     machine = results["machine"]
     about = f"{results['rows']:,} rows, {machine['cores']} cores, {results['begun'][:10]}, recall@10 >= 0.95"
-    figure.suptitle(f"{title} ({about})", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(
+        f"{title}: of ms and MB less is better, of records/s more ({about})",
+        fontsize=13,
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+    )
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
@@ -66,11 +72,19 @@ def _bars(axis: Axes, results: Results, peers: list[str], heading: str, measure:
     axis.set_xlim(low / 2, high * 4)
     for row, peer in enumerate(peers):
         if row in values:
-            colour = OWN if peer == "sharedrag" else LIMIT if peer.startswith("faiss") else OTHER
+            colour = OWN if "sharedrag" in peer else LIMIT if peer.startswith("faiss") else OTHER
             axis.barh(row, values[row], left=0, color=colour, height=0.7)
             axis.text(values[row] * 1.08, row, number(values[row]), va="center", fontsize=8)
-        elif outcome(results, peer, measure):
-            axis.text(low / 1.9, row, "cannot", va="center", fontsize=8, color="#777777", style="italic")
+        elif got := outcome(results, peer, measure):
+            axis.text(
+                low / 1.9,
+                row,
+                "failed" if "failed" in got else "cannot",
+                va="center",
+                fontsize=8,
+                color="#777777",
+                style="italic",
+            )
 
 
 def _value(results: Results, peer: str, measure: str, pick: Pick) -> float | None:
