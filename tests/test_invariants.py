@@ -23,7 +23,7 @@ from sharedrag.memory import layout, locks, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_EPOCH_US, clock_of
 from tests.crash import checks
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
-from tests.crash.helpers import Interrupting, fill_and_decay, keys_of, notes, reclaimed, segments_of, texts_of, until
+from tests.crash.helpers import Interrupting, alone, fill_and_decay, keys_of, notes, reclaimed, segments_of, texts_of, until
 from tests.crash.launcher import Launcher
 from tests.crash.remote import Remote
 
@@ -72,7 +72,7 @@ def test_invariant_01_an_open_segment_belongs_to_the_one_holder_of_its_lane(laun
 
 def test_invariant_01_the_manifest_changes_only_under_the_node_lock(pool: Pool) -> None:
     """While somebody else holds the node lock no manifest byte changes: appends go on, rolls and maintenance wait."""
-    collection = pool.collection("notes")
+    collection = alone(pool).collection("notes")
     collection.put(["a"], texts=["opens a segment"])
     pool.arena.lock_timeout_s = 0.05
     other = locks.LockFile(pool.path)
@@ -360,7 +360,7 @@ def test_invariant_06_the_reclaimer_publishes_then_fences_then_reads_pins(
 ) -> None:
     """Between the manifest that retires and the look at the pins lies the fence; without it both sides may read old."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
-        fill_and_decay(pool)
+        fill_and_decay(alone(pool))
         events: list[str] = []
         publish, fence, oldest = Arena.publish, order.fence_all_processes, session.oldest_pins
 
@@ -388,7 +388,7 @@ def test_invariant_06_the_reclaimer_publishes_then_fences_then_reads_pins(
 def test_invariant_06_the_first_pin_is_checked_against_the_root(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that a generation shows is reclaimed just before its pin is stored: the newcomer pins the newest."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
-        fill_and_decay(pool)
+        fill_and_decay(alone(pool))
         old = pool.arena.refresh().manifests[0].generation
         store = Session._store
         late = [old]

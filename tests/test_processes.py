@@ -188,9 +188,8 @@ def test_forks_while_other_threads_open_and_close(launcher: Launcher, pool_path:
     """No child inherits a lock of a handle that another thread was just opening: with the parent dead, all are free."""
     with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool:
         worker = launcher.start("tests.crash.workers:fork_while_opening", pool_path, 60)
-        children = set()
-        while (message := worker.receive()) != "forked":
-            children.add(message)
+        said = [worker.receive() for _ in range(60 + 1)]  # by the children, each when it comes to it, and by their parent
+        children = {one for one in said if one != "forked"}
         assert len(children) == 60
         worker.signal(signal.SIGKILL)
         worker.wait()

@@ -43,12 +43,24 @@ def fill_and_decay(pool: Pool, name: str = "notes", rounds: int = 8) -> None:
         collection.put(ids, texts=[f"{text} {number} " + "x" * 1500 for text in texts])
 
 
-def reclaimed(pool: Pool) -> bool:
-    """Maintain; True when nothing waits for somebody's view any more."""
-    pool.move_pins_on()
-    pool.maintain()
+def reclaimed(*pools: Pool) -> bool:
+    """Maintain with each of these; True when nothing waits for somebody's view any more.
+
+    What is wanted in the end, `until` it is so: the background thread of any handle may be moving its pins on just now, and
+    has what it comes from for a moment more.
+    """
+    for pool in pools:
+        for one in pools:
+            one.move_pins_on()
+        pool.maintain()
     entries = [entry for one in pool.arena.refresh().manifests for entry in one.entries]
     return not any(entry.state in (State.RETIRED, State.PUNCHING, State.BUILDING) for entry in entries)
+
+
+def alone(pool: Pool) -> Pool:
+    """The handle without its background thread, which moves pins on, and holds the one it comes from for a moment."""
+    pool._keeper.stop()
+    return pool
 
 
 @contextmanager
@@ -80,17 +92,20 @@ def keys_of(collection: Collection) -> dict[str, int]:
 
 
 class Interrupting:
-    """A region's words; right after a certain one is read for the first time, something happens."""
+    """A region's words; right after a certain one is read for the first (or nth) time, something happens."""
 
-    def __init__(self, words: Any, index: int, happens: Callable[[], object]) -> None:
+    def __init__(self, words: Any, index: int, happens: Callable[[], object], nth: int = 1) -> None:
         self._words = words
         self._index = index
-        self._happens: list[Callable[[], object]] = [happens]
+        self._happens = happens
+        self._left = nth
 
     def __getitem__(self, index: int) -> int:
         value: int = self._words[index]
-        if index == self._index and self._happens:
-            self._happens.pop()()
+        if index == self._index:
+            self._left -= 1
+            if self._left == 0:
+                self._happens()
         return value
 
     def __setitem__(self, index: int, value: int) -> None:

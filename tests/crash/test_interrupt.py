@@ -9,6 +9,7 @@ from sharedrag.faults import POINTS
 from sharedrag.memory import layout
 from tests.crash import checks, script
 from tests.crash.cases import Case, Stage, all_steps
+from tests.crash.helpers import reclaimed, until
 
 
 @pytest.mark.parametrize("point", sorted(POINTS))
@@ -44,12 +45,9 @@ def finish(case: Case) -> None:
     """With the worker gone and all dropped, every byte comes back."""
     with Pool.open(case.path, maintenance=False) as following:
         checks.check_verifies(following)
-        following.maintain()
-        case.onlooker.move_pins_on()
-        following.maintain()
+        until(lambda: reclaimed(following, case.onlooker), "nobody sees what was retired")
         checks.check_space(following, case.fixed)
         for name in following.collections():
             following.drop(name)
-        case.onlooker.move_pins_on()
-        following.maintain()
+        until(lambda: reclaimed(following, case.onlooker), "nobody sees what was dropped")
         checks.check_space(following, case.fixed)

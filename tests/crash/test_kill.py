@@ -13,6 +13,7 @@ from sharedrag import Pool
 from sharedrag.faults import POINTS
 from tests.crash import checks, script
 from tests.crash.cases import Case, Stage
+from tests.crash.helpers import reclaimed, until
 from tests.crash.script import STEPS
 
 _PASSAGES_MOST = 4
@@ -60,24 +61,16 @@ def go_on(case: Case, seen: script.State) -> None:
         expected = script.apply(seen, more)
         assert checks.observe(following, script.DIMENSIONS) == expected
         assert following.maintain().elected, "the dead process still holds the maintenance lock"
-        maintain_all(case, following)
+        until(lambda: reclaimed(following, case.onlooker), "nobody sees what was retired")
         checks.check_space(following, case.fixed)
         checks.check_verifies(following)
         for pool in (following, case.onlooker):
             assert checks.observe(pool, script.DIMENSIONS) == expected, "maintenance changed what is seen"
         for name in following.collections():
             following.drop(name)
-        maintain_all(case, following)
+        until(lambda: reclaimed(following, case.onlooker), "nobody sees what was dropped")
         checks.check_space(following, case.fixed)
         assert following.info().allocated == 0
-
-
-def maintain_all(case: Case, following: Pool) -> None:
-    """A round, or where there are two nodes two for each, with nobody's old view in the way."""
-    for pool in (following, case.onlooker, following, case.onlooker) if case.node else (following,):
-        case.onlooker.move_pins_on()
-        following.move_pins_on()
-        pool.maintain()
 
 
 def test_every_point_is_in_the_table_and_in_the_code() -> None:

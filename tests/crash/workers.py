@@ -112,7 +112,7 @@ def read_during_fork(conn: Connection, path: str) -> None:
     reading, go_on = threading.Event(), threading.Event()
 
     class Slow(Where):
-        def matches(self, metadata: Mapping[str, Any]) -> bool:
+        def matches(self, metadata: Mapping[str, Any], created_us: int | None = None) -> bool:
             reading.set()
             go_on.wait()
             return True
