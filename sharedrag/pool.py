@@ -78,7 +78,7 @@ class Pool:
         self._unnamed_live: dict[str, LiveRows] = {}
         self._named_guards: dict[str, threading.Lock] = {}
         self._guard = threading.RLock()
-        self._maintainer = Maintainer(self.arena, self._live_of)
+        self._maintainer = Maintainer(self.arena, _live_of(weakref.ref(self)))
         self._writer = Writer(self.arena, self._maintainer)
         with suppress(PoolBusy):
             self.arena.note_boot()
@@ -362,6 +362,17 @@ def _cpu_share(maintenance: bool | float) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"maintenance={maintenance!r}: True, False or a share of one core up to 1.0")
     return share
+
+
+def _live_of(pool: weakref.ref[Pool]) -> Callable[[str], LiveRows]:
+    """`Pool._live_of` for the maintainer, which is kept by what closes a forgotten pool, and must not keep the pool."""
+
+    def live_of(name: str) -> LiveRows:
+        found = pool()
+        assert found is not None, "maintenance for nobody"
+        return found._live_of(name)
+
+    return live_of
 
 
 def _shut(keeper: Keeper, writer: Writer, maintainer: Maintainer, arena: Arena) -> None:
