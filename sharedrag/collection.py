@@ -280,10 +280,11 @@ class Collection:
         schema = scans.schema(self.dimension, self.dtype, scans.check_columns(columns))
         with self._view() as view:
             batches: list[pa.RecordBatch] = []
+            pin = view.pin.hand_out()
             for part in view.parts:
                 mask = self._mask(part, wanted).copy() if wanted is not None or part.dead else None
                 if mask is None or mask.any():
-                    batches += scans.batches(part, mask, view.pin, schema)
+                    batches += scans.batches(part, mask, pin, schema)
             return pa.Table.from_batches(batches, schema=schema)
 
 

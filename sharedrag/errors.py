@@ -72,6 +72,11 @@ class PoolClosed(SharedRagError, ValueError):
     """The handle was closed."""
 
 
+def pool_closed(path: str) -> PoolClosed:
+    """The error for any use after `close`."""
+    return PoolClosed("the pool was closed", operation="use", path=path, hint="Open it again with `Pool.open`")
+
+
 class PoolBusy(SharedRagError, TimeoutError):
     """A lock, lane or session slot was not free in time; the message names who holds it and since when."""
 

@@ -215,13 +215,14 @@ class Pool:
             raise PoolBusy(f"{name!r} is held by another thread of this process", operation="exclusive", path=self.path)
         try:
             offset = layout.NAMED_LOCKS_OFFSET + xxhash.xxh3_64_intdigest(encoded) % layout.NAMED_LOCKS
-            locks = self.arena.session.locks
-            locks.lock(offset, wait_s, lambda: f"{name!r} is held by another process", "exclusive")
-            try:
-                yield
-            finally:
-                if locks is self.arena.session.locks:  # else: forked meanwhile, the lock is the parent's
-                    locks.unlock(offset)
+            with self.arena.session.stays():  # closed meanwhile, it is ours to the end
+                locks = self.arena.session.locks
+                locks.lock(offset, wait_s, lambda: f"{name!r} is held by another process", "exclusive")
+                try:
+                    yield
+                finally:
+                    if locks is self.arena.session.locks:  # else: forked meanwhile, the lock is the parent's
+                        locks.unlock(offset)
         finally:
             guard.release()
 
@@ -229,6 +230,10 @@ class Pool:
 
     def info(self) -> PoolInfo:
         """Collections, segments, lanes and who holds them, sessions, bytes used, reserved and in all."""
+        with self.arena.session.stays():
+            return self._info()
+
+    def _info(self) -> PoolInfo:
         geometry = self.arena.geometry
         nodes = [info.node_info(self.arena, node) for node in range(geometry.nodes)]
         lane = self._writer.lane
@@ -271,6 +276,7 @@ class Pool:
             lives = self._lives()
         for live in lives:
             live.move_on()
+        self.arena.session.settle()  # should an interrupt have kept a pin that went from being noticed
 
     def change_marker(self) -> object:
         """Something that differs when maintenance may have more to do than before."""

@@ -47,9 +47,10 @@ class Writer:
             del snapshot  # what we wait for below may be the memory that it pins
             if self._closed:
                 raise self._arena.closed_error()
-            if self.lane is None:
-                self.lane = Lane(self._arena)
-            self._append_somewhere(name, batch, definition)
+            with self._arena.session.stays():  # closed in the middle, the lane is ours to the end
+                if self.lane is None:
+                    self.lane = Lane(self._arena)
+                self._append_somewhere(name, batch, definition)
 
     def _append_somewhere(self, name: str, batch: Batch, definition: CollectionEntry) -> None:
         """The rare path: take over a segment of our lane, or roll to a new one, until the batch is in."""

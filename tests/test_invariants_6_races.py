@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+
 import pytest
 
-from sharedrag import Pool
-from sharedrag.arena.manifest import State
+from sharedrag import Pool, faults
+from sharedrag.arena.manifest import Manifest, State
+from sharedrag.arena.session import Pin, Session
+from sharedrag.errors import PoolClosed
+from sharedrag.info import MaintenanceReport
+from sharedrag.keeper import TICK_S
 from sharedrag.memory import layout, order
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
-from tests.crash.helpers import Interrupting, fill_and_decay, reclaimed, until
+from tests.crash.helpers import Interrupting, alone, fill_and_decay, reclaimed, until
 from tests.crash.launcher import Launcher
 
 
@@ -50,7 +60,8 @@ def test_invariant_06_what_is_retired_after_the_fence_waits_for_the_next(
         pool.collection("kept").put(["x"], texts=["x"])
         pool.collection("passing").put(["x"], texts=["x"])
         other.collection("passing").put(["y"], texts=["y"])
-        fill_and_decay(pool)
+        fill_and_decay(alone(pool))
+        alone(other)
         fence = order.fence_all_processes
         fences = []
 
@@ -69,3 +80,270 @@ def test_invariant_06_what_is_retired_after_the_fence_waits_for_the_next(
         states = [entry.state for entry in pool.arena.refresh().manifests[0].entries]
         assert states.count(State.RETIRED) == report.segments_waiting == 2, "freed without a fence of its own"
         assert reclaimed(pool)
+
+
+def pins_at(pool: Pool, slot: int) -> int:
+    """Index of the first pin of a session slot in the region's words."""
+    return (pool.arena.geometry.session_offset(0, slot) + layout.SESSION_PINS) >> 3
+
+
+def pinned_by(pool: Pool, slot: int) -> int:
+    """The generation that a slot pins."""
+    return pool.arena.region.words[pins_at(pool, slot)] & order.VALUE_MASK
+
+
+def test_invariant_06_a_view_that_went_from_hand_to_hand_is_not_overlooked(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+    """Parent to child in the first pass, child to grandchild in the second, each time into a slot already passed."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool, rounds=1)
+        worker = launcher.start("tests.crash.workers:pass_a_view_on", pool_path)
+        assert worker.receive() == ("parent", 3)
+        fill_and_decay(pool)
+        said = []
+
+        def to_the_child() -> None:
+            with Pool.open(pool_path, maintenance=False) as passer_by:  # so that the child's slot is not the lowest
+                assert passer_by.arena.session.slot == 1
+                worker.conn.send("fork")
+                said.extend(sorted([worker.receive(), worker.receive()]))
+
+        def to_the_grandchild() -> None:
+            worker.conn.send("fork")
+            said.append(worker.receive())
+
+        arena = pool.arena
+        arena.region.words = Interrupting(arena.region.words, pins_at(pool, 2), to_the_child)  # type: ignore[assignment]
+        arena.region.words = Interrupting(arena.region.words, pins_at(pool, 1), to_the_grandchild, nth=2)  # type: ignore[assignment]
+        report = pool.maintain()
+        assert said == [("child", 2), ("parent", "moved on"), ("grandchild", 1)]
+        assert report.segments_merged
+        assert report.segments_waiting == report.segments_merged, "the view was overlooked"
+        worker.conn.send("look")
+        assert worker.receive() is True, "the grandchild's view changed under it"
+        worker.conn.send("let go")
+        assert worker.receive() == "let go"
+        until(lambda: reclaimed(pool), "all let go")
+        worker.conn.send("end")
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "forgotten"])
+def test_invariant_06_a_child_leaves_the_view_of_a_closed_handle_to_its_parent(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+    closed: bool,
+) -> None:
+    """With only a table left of a handle: a child that lets go of it takes nothing away, one that keeps it is safe."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool, rounds=1)
+        worker = launcher.start("tests.crash.workers:keep_a_view_of_a_closed_handle", pool_path, closed)
+        assert worker.receive() == "a child let go"
+        fill_and_decay(pool)
+        for _ in range(2):
+            assert not reclaimed(pool), "the parent's view was let go of by its child"
+            fill_and_decay(pool)
+        worker.conn.send("look")
+        assert worker.receive() is True
+        worker.conn.send("fork")
+        child = worker.receive()
+        assert worker.wait() == 0
+        assert child in {one.pid for one in pool.info().sessions}
+        for _ in range(2):
+            assert not reclaimed(pool), "the child's view is not pinned"
+            fill_and_decay(pool)
+        worker.conn.send("look")
+        assert worker.receive() is True
+        worker.conn.send("let go")
+        assert worker.receive() == "let go"
+        until(lambda: reclaimed(pool), "the last view is gone")
+        assert {one.pid for one in pool.info().sessions} == {os.getpid()}, "the slot was not given back"
+        worker.conn.send("end")
+
+
+def test_invariant_06_a_child_for_which_no_slot_was_free_is_safe_under_its_parents(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+) -> None:
+    """Its handle is closed, its inherited view stays pinned as long as the parent lives."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool, rounds=1)
+        worker = launcher.start("tests.crash.workers:fork_when_no_session_is_free", pool_path)
+        assert worker.receive() is True
+        for _ in range(3):
+            fill_and_decay(pool)
+            time.sleep(2 * TICK_S)  # the parent's keeper moves on what it may
+            assert not reclaimed(pool), "the parent moved on without its child"
+        worker.conn.send("look")
+        assert worker.receive() is True
+        worker.conn.send("let go")
+        assert worker.receive() == "let go"
+        worker.conn.send("end")
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+        until(lambda: reclaimed(pool), "the parent is gone")
+
+
+def test_invariant_06_a_child_stopped_in_the_middle_of_the_fork_is_safe_when_its_parent_dies(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+) -> None:
+    """Its slot was claimed before the fork: nothing has to run in the child for its view to be pinned."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool, rounds=1)
+        worker = launcher.start("tests.crash.workers:stop_in_the_fork", pool_path)
+        child = worker.receive()
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+        for _ in range(3):
+            fill_and_decay(pool)
+            assert not reclaimed(pool), "the stopped child's view is not pinned"
+        os.kill(child, signal.SIGCONT)
+        worker.conn.send("look")
+        assert worker.receive() is True
+        assert child in {one.pid for one in pool.info().sessions}
+        worker.conn.send("let go")
+        assert worker.receive() == "let go"
+        until(lambda: reclaimed(pool), "the child let go")
+        worker.conn.send("end")
+
+
+def test_invariant_06_letting_go_of_a_view_never_waits(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
+    """Another thread lets go in the middle of a fork, holding a lock that the fork waits for; what it let go of is free."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool, rounds=1)
+        worker = launcher.start("tests.crash.workers:let_go_of_a_view_during_a_fork", pool_path)
+        assert worker.receive() == "forked"
+        fill_and_decay(pool)
+        until(lambda: reclaimed(pool), "the view is gone")
+        worker.conn.send("end")
+
+
+def test_invariant_06_a_pin_let_go_of_during_a_fork_is_settled_after_it(pool: Pool) -> None:
+    """In between, the slot stays as the child's was claimed."""
+    fill_and_decay(alone(pool), rounds=1)
+    session = pool.arena.session
+    table = pool.collection("notes").scan()
+    before = pinned_by(pool, session.slot)
+    fill_and_decay(pool)
+    pool.move_pins_on()
+    assert pinned_by(pool, session.slot) == before
+    session.before_fork()
+    del table
+    assert pinned_by(pool, session.slot) == before
+    session.after_fork_in_parent()
+    assert pinned_by(pool, session.slot) == pool.arena.current.manifests[0].generation > before
+
+
+def test_invariant_06_what_was_loaded_is_there_when_it_is_pinned(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a manifest shows is retired, and would be reclaimed, between its being read and its being pinned."""
+    with (
+        Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool,
+        Pool.open(pool_path, maintenance=False) as reader,
+    ):
+        fill_and_decay(pool)
+        reader.move_pins_on()
+        pool.collection("another").put(["x"], texts=["a new generation"])
+        pin = Session.pin
+        reports: list[MaintenanceReport] = []
+
+        def pin_late(session: Session, manifests: Sequence[Manifest]) -> Pin:
+            if session is reader.arena.session and not reports:
+                reports.append(pool.maintain())
+                reports.append(pool.maintain())
+            return pin(session, manifests)
+
+        monkeypatch.setattr(Session, "pin", pin_late)
+        snapshot = reader.arena.refresh()
+        assert reports[0].segments_merged
+        assert [one.segments_freed for one in reports] == [0, 0], "freed under a manifest just read"
+        del snapshot
+        until(lambda: reclaimed(pool), "the reader moves on")
+
+
+def test_invariant_06_a_dead_holders_pin_counts_for_nobody_and_its_slot_is_taken_over(
+    launcher: Launcher,  # noqa: F811
+    pool_path: str,
+) -> None:
+    """Killed with an old pin in its slot; the next holder, stopped before it has stored its own, does not free too much."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(pool)
+        dead = launcher.start("tests.crash.remote:serve", pool_path, {"maintenance": False}, fault="attach.pinned:kill")
+        dead.wait()
+        old = pinned_by(pool, 1)
+        assert old
+        following = launcher.start("tests.crash.remote:serve", pool_path, {"maintenance": False}, fault="attach.locked:stop")
+        following.wait_stopped()
+        assert pool.maintain().segments_merged
+        assert not reclaimed(pool), "whose pin it is cannot be known: it counts"
+        following.signal(signal.SIGCONT)
+        assert following.receive() == ("value", "ready")
+        until(lambda: reclaimed(pool), "the old pin is overwritten")
+        assert pinned_by(pool, 1) > old
+        following.end()
+        assert pinned_by(pool, 1), "a killed process leaves its pin"
+        fill_and_decay(alone(pool), rounds=30)
+        assert pool.maintain().segments_freed, "a dead process's pin counts"
+
+
+def test_invariant_06_a_handler_that_closes_while_manifests_are_read_leaves_no_unpinned_view(
+    pool_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing let go of the older pin under which the new one was to be taken: that call is PoolClosed."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as other:
+        pool = alone(Pool.open(pool_path, maintenance=False))
+        other.collection("notes").put(["x"], texts=["a new generation"])
+        pin = Session.pin
+
+        def close_first(session: Session, manifests: Sequence[Manifest]) -> Pin:
+            if session is pool.arena.session:
+                monkeypatch.undo()
+                pool.close()
+            return pin(session, manifests)
+
+        monkeypatch.setattr(Session, "pin", close_first)
+        with pytest.raises(PoolClosed):
+            pool.collections()
+        assert pool.arena.session.dead
+        assert len(other.info().sessions) == 1
+
+
+@pytest.mark.parametrize("point", ["merge.building", "horizon.stored", "reclaim.fenced", "reclaim.punching"])
+def test_invariant_06_a_round_keeps_its_lock_though_its_handle_is_closed(pool_path: str, point: str) -> None:
+    """Closed by another thread that would not wait, a maintainer is still the only one until its round is over."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as other:
+        pool = Pool.open(pool_path, maintenance=False, lock_timeout_s=0.1)
+        other.collection("notes").put(["kept", *(f"n{number}" for number in range(60))], texts=["x" * 1500] * 61)
+        fill_and_decay(other)
+        if point.startswith("reclaim"):
+            assert pool.maintain().segments_merged
+            other.move_pins_on()  # what that round retired, the next one frees
+        there, go_on = threading.Event(), threading.Event()
+
+        def wait_there(reached: str) -> None:
+            if reached == point and threading.current_thread() is round_of_maintenance:
+                there.set()
+                go_on.wait()
+
+        outcome = []
+
+        def maintain() -> None:
+            try:
+                pool.maintain()
+                outcome.append("done")
+            except PoolClosed:  # not kept: its traceback would keep views
+                outcome.append("closed")
+
+        round_of_maintenance = threading.Thread(target=maintain)
+        faults.hit = wait_there
+        try:
+            round_of_maintenance.start()
+            assert there.wait(20)
+            pool.close()
+            assert not other.maintain().elected, "two maintainers at once"
+        finally:
+            go_on.set()
+            round_of_maintenance.join()
+            faults.hit = None
+        assert outcome == ["closed"]
+        assert pool.arena.session.dead, "the session was not given back when the round was over"
+        until(lambda: reclaimed(other), "all that was begun is finished")
+        assert other.verify().ok

@@ -18,7 +18,7 @@ from sharedrag.arena import manifest
 from sharedrag.arena.manifest import Entry, Manifest
 from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin, Session, write_label
-from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged, PoolReplaced
+from sharedrag.errors import PoolBusy, PoolClosed, PoolDamaged, PoolReplaced, pool_closed
 from sharedrag.memory import layout, locks, order, superblock
 from sharedrag.memory import region as regions
 from sharedrag.memory.region import Region
@@ -52,7 +52,6 @@ class Arena:
         self._segments: dict[int, Segment] = {}
         self.closed = False
         self.replaced = False
-        self._child_session: Session | None = None
         self.region = Region.open(self.path, self.geometry.file_size, keeps_memory=self.geometry.preallocated)
         try:
             self._check_same_file()
@@ -90,8 +89,11 @@ class Arena:
             if words[index] != seen[node]:
                 with self.guard:
                     self._check_usable()
-                    self.current = self._load()
-                    return self.current
+                    current = self.current = self._load()
+                    if self.closed:  # by a signal handler, in the middle of it
+                        self.current = current._replace(pin=None)  # type: ignore[arg-type]
+                        raise self.closed_error()
+                    return current
         if self.closed or self.replaced:
             self._check_usable()
         return current
@@ -182,26 +184,25 @@ class Arena:
                 return
             raise PoolBusy("another thread of this process holds the node lock", operation=operation, path=self.path)
         try:
-            if self.closed:
-                raise self.closed_error()
-            own = self.session.locks
-            if wait:
-                own.lock(
-                    offset,
-                    self.lock_timeout_s,
-                    lambda: f"node {node}'s lock is held by {self._holder(holder)}",
-                    operation,
-                )
-            elif not own.try_lock(offset):
-                yield None
-                return
-            try:
-                self.region.words[holder] = os.getpid()
-                self.region.words[holder + 1] = time.time_ns() // 1000
-                yield manifest.load(self.region, self.geometry, node)
-            finally:
-                self.region.words[holder] = 0
-                own.unlock(offset)
+            with self.session.stays():  # a signal handler may close the handle, but not take the lock away
+                own = self.session.locks
+                if wait:
+                    own.lock(
+                        offset,
+                        self.lock_timeout_s,
+                        lambda: f"node {node}'s lock is held by {self._holder(holder)}",
+                        operation,
+                    )
+                elif not own.try_lock(offset):
+                    yield None
+                    return
+                try:
+                    self.region.words[holder] = os.getpid()
+                    self.region.words[holder + 1] = time.time_ns() // 1000
+                    yield manifest.load(self.region, self.geometry, node)
+                finally:
+                    self.region.words[holder] = 0
+                    own.unlock(offset)
         finally:
             guard.release()
 
@@ -227,61 +228,44 @@ class Arena:
 
     def closed_error(self) -> PoolClosed:
         """The error for any use after `close`."""
-        return PoolClosed("the pool was closed", operation="use", path=self.path, hint="Open it again with `Pool.open`")
+        return pool_closed(self.path)
 
     def close(self) -> None:
         """Release everything; views that callers still hold stay valid, and pinned, until they are gone.
 
         Who is changing a manifest in another thread does so to the end. Where that does not come in time, because a signal
-        handler is closing in the middle of it, what we hold goes with the process.
+        handler is closing in the middle of it, the lock and the session are given back by who is at it (`Session.stays`).
         """
         with ExitStack() as others:
             for node_guard in self._node_guards:
-                if not node_guard.acquire(timeout=self.lock_timeout_s):
-                    self.closed = True
-                    return
-                others.callback(node_guard.release)
+                if node_guard.acquire(timeout=self.lock_timeout_s):
+                    others.callback(node_guard.release)
             others.enter_context(self.guard)
             if self.closed:
                 return
             self.closed = True
             self._segments.clear()
             self.current = self.current._replace(pin=None)  # type: ignore[arg-type]
-            self.region.close()  # first: without a descriptor nobody punches or reserves once the locks are gone
             self.session.close()
 
     def before_fork(self) -> None:
-        """Claim the child's session, at our oldest pin, so that the views it inherits stay valid."""
+        """Hold everything still; the session's own hook comes after this one."""
         self.guard.acquire()
-        self.session.hold()
-        oldest = self.session.oldest()
-        if oldest is None:
-            return
-        try:
-            self._child_session = Session(self.region, self.geometry, self.node, self.label)
-            self._child_session.adopt(oldest)
-        except (OSError, PoolBusy, PoolReplaced):
-            self._child_session = None  # the child's handle is closed then, and says so when used
+        self.session.crosses = True
 
     def after_fork_in_parent(self) -> None:
-        """Drop our copy of the child's session; the child's own copy keeps it."""
-        if self._child_session is not None:
-            self._child_session.locks.close()
-            self._child_session = None
-        self.session.let_go()
+        """Go on."""
         self.guard.release()
 
     def after_fork_in_child(self) -> None:
-        """Take the session that was claimed for us; everything of the parent's is left alone."""
+        """Go on with the session that was claimed for us, if there was one."""
         self.guard = threading.RLock()
         self._node_guards = [threading.Lock() for _ in range(self.geometry.nodes)]
-        self.session.move_to_child(self._child_session)
-        if self._child_session is None:
+        if self.closed or self.session.dead:
             self.closed = True
         else:
             self.current = self.current._replace(pin=self.session.pin(self.current.manifests))
             self.session.settle()
-        self._child_session = None
 
 
 def suitable_path(path: str | os.PathLike[str]) -> str:

@@ -96,7 +96,7 @@ class Maintainer:
         Raises `PoolDamaged`, `PoolBusy`.
         """
         report = MaintenanceReport()
-        with self._elected() as elected:
+        with self._arena.session.stays(), self._elected() as elected:  # closed meanwhile, it keeps its lock to the end
             report.elected = elected
             if not elected:
                 return report

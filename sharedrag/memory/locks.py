@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from sharedrag.errors import PoolBusy, PoolReplaced, UnsupportedFileSystem
+from sharedrag.errors import PoolBusy, PoolReplaced, UnsupportedFileSystem, pool_closed
 
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37  # the fcntl module names them only from Python 3.12 on some builds
 _FLOCK = struct.Struct("hhqqi4x")  # native alignment: 4 bytes of padding after the two shorts
@@ -41,9 +41,9 @@ class LockFile:
             )
 
     def try_lock(self, offset: int) -> bool:
-        """Take the byte at `offset` exclusively; False at once if another open file holds it."""
+        """Take the byte at `offset` exclusively; False at once if another open file holds it. Raises `PoolClosed`."""
         try:
-            fcntl.fcntl(self._fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+            fcntl.fcntl(self._open_fd(), _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
         except (BlockingIOError, PermissionError):
             return False
         return True
@@ -81,16 +81,21 @@ class LockFile:
         fcntl.fcntl(self._fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
 
     def held_elsewhere(self, offset: int) -> bool:
-        """True if another open file holds the byte (this one's own locks do not count)."""
+        """True if another open file holds the byte (this one's own locks do not count). Raises `PoolClosed`."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
-        answer = fcntl.fcntl(self._fd, _F_OFD_GETLK, asked)
+        answer = fcntl.fcntl(self._open_fd(), _F_OFD_GETLK, asked)
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def _open_fd(self) -> int:
+        if self._fd < 0:
+            raise pool_closed(self.path)
+        return self._fd
 
     def close(self) -> None:
         """Close the descriptor; the locks go unless a forked child still has it."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            closing, self._fd = self._fd, -1
+            os.close(closing)
 
 
 def check_locks_work(path: str, offset: int) -> None:

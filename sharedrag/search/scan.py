@@ -73,7 +73,7 @@ def _array(part: Part, field: pa.Field, pin: Pin) -> pa.Array:
 
 def _buffer(segment: Segment, column: str, pin: Pin) -> pa.Buffer:
     at, size = segment.columns[column]
-    return pa.foreign_buffer(segment.region.address + segment.offset + at, size, base=pin.hand_out())
+    return pa.foreign_buffer(segment.region.address + segment.offset + at, size, base=pin)
 
 
 def _validity(part: Part, flag: int) -> pa.Buffer | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import signal
 import threading
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sharedrag import Pool, PoolFull, Where
+from sharedrag.arena.session import Session
 from sharedrag.memory import layout
 
 
@@ -109,6 +112,7 @@ def read_during_fork(conn: Connection, path: str) -> None:
     """Fork while another thread is in the middle of reading; the child lives on and follows what others do."""
     pool = Pool.open(path, name="forker", maintenance=False)
     notes = pool.collection("notes")
+    notes.scan()  # the view was handed out, and is held by nobody but the reading thread
     reading, go_on = threading.Event(), threading.Event()
 
     class Slow(Where):
@@ -165,35 +169,153 @@ def fork_while_opening(conn: Connection, path: str, forks: int) -> None:
 def inherit_a_view(conn: Connection, path: str) -> None:
     """Scan, fork; the parent is gone, the child keeps the table and says whether it still reads as it did."""
     pool = Pool.open(path, name="parent", maintenance=False)
-    table = pool.collection("notes").scan()
-    content = table.to_pydict()
+    tables, content = _a_view(pool)
     if os.fork():
         os._exit(0)
     conn.send(os.getpid())
-    while conn.recv() == "look":
-        conn.send(table.to_pydict() == content)
-    del table
-    conn.send("let go")
-    conn.recv()
+    _look_when_told(conn, tables, content)
 
 
 def hand_a_view_to_a_child(conn: Connection, path: str) -> None:
     """When told, fork a child that keeps a view, in a lower session slot, and let go of it oneself."""
     lower = Pool.open(path, maintenance=False)
     pool = Pool.open(path, maintenance=False)
-    table = pool.collection("notes").scan()
-    content = table.to_pydict()
+    tables, content = _a_view(pool)
     lower.close()  # its slot is the first free one
     conn.send("ready")
     conn.recv()
     if os.fork() == 0:
         conn.recv()
-        conn.send(table.to_pydict() == content)
+        conn.send(tables[0].to_pydict() == content)
         os._exit(0)
-    del table
+    tables.clear()
     pool.move_pins_on()
     conn.send(pool.arena.session.slot)
     signal.pause()
+
+
+def pass_a_view_on(conn: Connection, path: str) -> None:
+    """When told, fork a child that keeps a view, and let go of it; told again, the child forks one, and is gone."""
+    lower = [Pool.open(path, maintenance=False) for _ in range(2)]
+    pool = Pool.open(path, maintenance=False)
+    tables, content = _a_view(pool)
+    for one in lower:
+        one.close()
+    conn.send(("parent", pool.arena.session.slot))
+    conn.recv()
+    if os.fork():
+        tables.clear()
+        pool.move_pins_on()
+        conn.send(("parent", "moved on"))
+        signal.pause()
+    conn.send(("child", pool.arena.session.slot))
+    conn.recv()
+    child = os.getpid()
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == child:
+        time.sleep(0.001)
+    conn.send(("grandchild", pool.arena.session.slot))
+    _look_when_told(conn, tables, content)
+
+
+def _a_view(pool: Pool) -> tuple[list[Any], object]:
+    """A table, in a list so that one can let go of it, and what it reads."""
+    table = pool.collection("notes").scan()
+    return [table], table.to_pydict()
+
+
+def _look_when_told(conn: Connection, tables: list[Any], content: object) -> None:
+    """Say whether the table still reads as it did, as often as asked; at another word, let go of it, and end at the next."""
+    with suppress(EOFError):
+        while conn.recv() == "look":
+            conn.send(tables[0].to_pydict() == content)
+        tables.clear()
+        conn.send("let go")
+        conn.recv()
+    os._exit(0)
+
+
+def keep_a_view_of_a_closed_handle(conn: Connection, path: str, closed: bool) -> None:
+    """Fork, with only a table left of a handle, a child that lets go of it, then one that keeps it and outlives us."""
+    pool = Pool.open(path, maintenance=False)
+    tables, content = _a_view(pool)
+    if closed:
+        pool.close()
+    del pool  # or forget it
+    gc.collect()
+    child = os.fork()
+    if child == 0:
+        tables.clear()
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    conn.send("a child let go")
+    assert conn.recv() == "look"
+    conn.send(tables[0].to_pydict() == content)
+    assert conn.recv() == "fork"
+    if os.fork():
+        os._exit(0)
+    conn.send(os.getpid())
+    _look_when_told(conn, tables, content)
+
+
+def fork_when_no_session_is_free(conn: Connection, path: str) -> None:
+    """Fork a child that keeps a view when there is no slot for it; let go of it oneself."""
+    pool = Pool.open(path, maintenance=False)
+    tables, content = _a_view(pool)
+    layout.SESSIONS_PER_NODE = pool.arena.session.slot + 1  # for us, from now on
+    if os.fork() == 0:
+        conn.send(pool.closed)
+        _look_when_told(conn, tables, content)
+    tables.clear()
+    pool.move_pins_on()
+    signal.pause()
+
+
+def stop_in_the_fork(conn: Connection, path: str) -> None:
+    """Fork a child that is stopped before it has done anything about its session."""
+    pool = Pool.open(path, maintenance=False)
+    tables, content = _a_view(pool)
+    go_on = Session.after_fork_in_child
+
+    def stop_first(session: Session) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        go_on(session)
+
+    Session.after_fork_in_child = stop_first  # type: ignore[assignment,method-assign]
+    child = os.fork()
+    if child == 0:
+        _look_when_told(conn, tables, content)
+    conn.send(child)
+    signal.pause()
+
+
+def let_go_of_a_view_during_a_fork(conn: Connection, path: str) -> None:
+    """While the main thread forks, another lets go of a view, and holds a lock that the fork waits for."""
+    pool = Pool.open(path, maintenance=False)
+    tables, _ = _a_view(pool)
+    holding, forking = threading.Event(), threading.Event()
+    os.register_at_fork(before=forking.set)  # the last one registered comes first
+
+    def let_go() -> None:
+        with logging._lock:  # type: ignore[attr-defined]
+            holding.set()
+            forking.wait()
+            time.sleep(0.2)  # by then the fork has come to the logging module's own hook
+            tables.clear()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    holding.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    thread.join()
+    os.waitpid(child, 0)
+    conn.send("forked")
+    conn.recv()
+    os._exit(0)
 
 
 def fork_when_full(conn: Connection, path: str) -> None:
