@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sharedrag import Pool
 from tests.crash import checks, script
+from tests.crash.helpers import alone
 from tests.crash.launcher import Launcher, Worker
 from tests.crash.script import STEPS, STEPS_BEFORE, State, after_steps
 
@@ -117,7 +118,7 @@ class Stage:
         with Pool.open(
             path, create=True, capacity=CAPACITY * nodes, nodes=nodes, maintenance=False, name="onlooker"
         ) as onlooker:
-            fixed = checks.fixed_memory(onlooker)
+            fixed = checks.fixed_memory(alone(onlooker))
             onlooker.collection("other").put(["o1"], texts=["of the onlooker"])
             first = self.launcher.start("tests.crash.script:leave_half_linked", path, node)
             assert first.wait() == -signal.SIGKILL

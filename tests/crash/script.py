@@ -1,4 +1,8 @@
-"""What a worker does until it is killed, and what must be in the pool then: the same steps, for a pool and for a dict."""
+"""What a worker does until it is killed, and what must be in the pool then: the same steps, for a pool and for a dict.
+
+Its handle and the onlooker's have no background thread, whose pins would let something wait for the next round now and then:
+every run passes each fault point as often.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sharedrag import CollectionNotFound, Pool, faults
+from tests.crash.helpers import alone
 
 DIMENSIONS: dict[str, int | None] = {"history": 4, "settings": None}
 FILLER = "The ferry between Maui and Molokai stopped in 2016. " * 30
@@ -80,7 +85,7 @@ def after_steps(steps: Iterable[Step], start: State | None = None) -> State:
 def perform(step: Step, path: str, pool: Pool | None, node: int = 0) -> Pool | None:
     """Do a step for real; returns the handle to go on with."""
     if step.kind == "attach":
-        return Pool.open(path, maintenance=False, node=node, name="worker")
+        return alone(Pool.open(path, maintenance=False, node=node, name="worker"))
     assert pool is not None
     if step.kind == "collection":
         pool.collection(step.collection, DIMENSIONS[step.collection])
