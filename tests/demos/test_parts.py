@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from demos.events import Asked, Event, Failed, Finished, Found, Ready, Wrote
-from demos.memory import usage
+from demos.memory import settle, usage
 from demos.outcome import Kill, Ledger, Outcome, Tally, percentile
 from demos.place import CAPACITY, MARK, PlaceTaken, claimed, default_pool_path
 from demos.questions import Question
@@ -219,10 +219,18 @@ def test_default_places_differ() -> None:
 
 def test_memory_of_the_pool_is_not_a_process_own(place: Path) -> None:
     """What a process writes into the pool counts as the pool's, though nobody else has touched it yet."""
-    with Pool.open(place, create=True, capacity="64 MiB") as pool:
+
+    def put(number: int) -> None:  # one at a time: the allocator may keep what a batch was encoded in, for itself
+        collection.put([str(number)], texts=["x" * 50_000])
+
+    with Pool.open(place, create=True, capacity="64 MiB", maintenance=False) as pool:
         collection = pool.collection("texts")
+        put(0)  # what is imported or made at first use
+        settle()
         before = usage(pool.path)
-        collection.put([str(number) for number in range(400)], texts=["x" * 50_000] * 400)
+        for number in range(1, 400):
+            put(number)
+        settle()
         after = usage(pool.path)
     assert after.pool_mapped - before.pool_mapped > 15 << 20
-    assert after.private - before.private < 8 << 20
+    assert after.private - before.private < 4 << 20
