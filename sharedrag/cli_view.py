@@ -92,8 +92,9 @@ def _space(info: PoolInfo) -> RenderableType:
         f"{size(info.allocated)} of {size(info.capacity)} used, {size(info.free)} free",
         ProgressBar(total=max(1, info.capacity), completed=info.allocated, width=40),
     )
+    held = "for good (preallocated)" if info.preallocated else "now"
     facts = (
-        f"{size(info.reserved)} of memory or disk behind it{' for good' if info.preallocated else ' now'}; format {info.format_version}; "
+        f"{size(info.reserved)} of memory or disk behind it {held}; format {info.format_version}; "
         f"created {created:%Y-%m-%d %H:%M} UTC"
     )
     return Panel(Group(used, Text(facts, style="dim")), title=plain(info.path), title_align="left")

@@ -16,10 +16,12 @@ import pyarrow as pa
 from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
-from sharedrag.filters import Filter, parse
+from sharedrag.filters import Filter, is_timed, parse
 from sharedrag.search import fusion, knn, lexical
 from sharedrag.search import scan as scans
+from sharedrag.search.blocks import Blocks
 from sharedrag.search.masks import Masks
+from sharedrag.search.planner import Planner
 from sharedrag.segments import batch
 from sharedrag.segments.live import LiveRows, Part, View
 
@@ -62,8 +64,10 @@ class Collection:
         self.embedding_model = definition.embedding_model
         self.definition = definition
         self.live = LiveRows(pool.arena, definition.name, definition)
-        self.masks = Masks()
-        self.lexicon = lexical.Lexicon()
+        self._blocks = Blocks(pool.arena, definition.metric)
+        self._planner = Planner(self._blocks, definition.metric)
+        self.masks = Masks(self._blocks.columns)
+        self.lexicon = lexical.Lexicon(self._blocks.terms)
 
     def __repr__(self) -> str:
         """Name and shape."""
@@ -187,6 +191,7 @@ class Collection:
         text: str | Sequence[str] | None = None,
         alpha: float | None = None,
         text_k: int | None = None,
+        exact: bool = False,
     ) -> Any:
         """The k best records for a (dimension,) query as list[Hit], or for (n, dimension) queries as list[list[Hit]].
 
@@ -195,20 +200,21 @@ class Collection:
         how many of the best by words are fused (default: 2 k, at least 50).
 
         `filter` narrows by metadata, `ids` to these records. Records without a vector are never found by vector, those
-        that share no word with `text` not by words. Exact: every live record that the filter admits is compared. Raises
-        `InvalidRecord`, `InvalidFilter`, `PoolDamaged`.
+        that share no word with `text` not by words. Indexes answer for most records, each built to find 95 of the 100 that
+        belong in the best ten; with `exact` every live record that the filter admits is compared. Raises `InvalidRecord`,
+        `InvalidFilter`, `PoolDamaged`.
         """
         k = knn.check_k(k)
         wanted = parse(filter)
         if ids is not None:
             _check_ids(ids)
         if text is not None:
-            return self._search_words(vectors, k, wanted, ids, text, alpha, text_k)
+            return self._search_words(vectors, k, wanted, ids, text, alpha, text_k, exact)
         if vectors is None:
             raise InvalidRecord("nothing to search for", operation="search", hint="Give vectors, text, or both")
         queries, single = self._queries(vectors)
         with self._view() as view:
-            found = knn.search_parts(view.parts, self._masks(view, wanted, ids), queries, k, self.metric)
+            found = self._planner.search(view, self._masks(view, wanted, ids), _name(wanted, ids), queries, k, exact)
             hits = [_hits(view.parts, one) for one in found]
         return hits[0] if single else hits
 
@@ -221,6 +227,7 @@ class Collection:
         text: str | Sequence[str],
         alpha: float | None,
         text_k: int | None,
+        exact: bool,
     ) -> Any:
         """`search` by words, or by words and vectors, all as of one view."""
         questions, single = lexical.check_questions(text)
@@ -236,7 +243,7 @@ class Collection:
             masks = self._masks(view, wanted, ids)
             found = [self.lexicon.search(view.parts, masks, one, text_k) for one in questions]
             if queries is not None:
-                by_vector = knn.search_parts(view.parts, masks, queries, depth, self.metric)
+                by_vector = self._planner.search(view, masks, _name(wanted, ids), queries, depth, exact)
                 found = [fusion.fused(*both, k, alpha) for both in zip(by_vector, found, strict=True)]
             hits = [_hits(view.parts, one) for one in found]
         return hits[0] if single else hits
@@ -335,6 +342,13 @@ def _hits(parts: tuple[Part, ...], found: knn.Found) -> list[Hit]:
         text = None if raw.text is None else raw.text.decode()
         hits.append(Hit(raw.id.decode(), score, text, _metadata(segment, row, raw), batch.moment(raw.created_us)))
     return hits
+
+
+def _name(wanted: Filter | None, ids: Sequence[str] | None) -> object:
+    """What tells a search's masks from another's; None if they are not worth remembering."""
+    if ids is not None or (wanted is not None and is_timed(wanted)):
+        return None
+    return "" if wanted is None else wanted.key()
 
 
 def _narrow_to(

@@ -35,6 +35,9 @@ POINTS = {
     "reclaim.punching": "the manifest says what is being punched, nothing is",
     "reclaim.punched": "the memory is given back, the manifest does not say so",
     "drop.published": "the collection is out of a node's catalog",
+    "block.building": "the manifest names the block being built, nothing is written",
+    "block.written": "the block is whole, the manifest does not show it",
+    "block.published": "the block is shown, what it replaces is retired",
     "deletions.reserved": "the deletion vectors' memory is reserved and written, the manifest does not name it",
 }
 

@@ -98,6 +98,7 @@ class MaintenanceReport(BaseModel):
     """What one round of maintenance did."""
 
     elected: bool = False
+    blocks_built: int = Field(default=0, description="columns, postings and indexes")
     postponed: int = Field(default=0, description="merges that the budget did not afford yet")
     segments_sealed: int = 0
     segments_merged: int = 0

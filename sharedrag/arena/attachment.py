@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from sharedrag.arena import manifest
+from sharedrag.arena import block, manifest
 from sharedrag.arena.manifest import Entry, Manifest
 from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin, Session, write_label
@@ -50,6 +50,7 @@ class Arena:
         self._node_guards = [threading.Lock() for _ in range(self.geometry.nodes)]
         self._root_indexes = [manifest.root_index(self.geometry, index) for index in range(self.geometry.nodes)]
         self._segments: dict[int, Segment] = {}
+        self._blocks: dict[int, block.Payload] = {}
         self.closed = False
         self.replaced = False
         self.region = Region.open(self.path, self.geometry.file_size, keeps_memory=self.geometry.preallocated)
@@ -128,9 +129,10 @@ class Arena:
                 continue  # a manifest that this one relies on was published meanwhile: read it too
             found = tuple(manifests)
             roots = tuple(order.checked(one.generation) for one in found)
-            live = {uid for one in found for uid, entry in one.by_uid.items() if entry.kind == manifest.Kind.SEGMENT}
-            for uid in self._segments.keys() - live:
-                self._segments.pop(uid, None)
+            live = {uid for one in found for uid in one.by_uid}
+            for opened in (self._segments, self._blocks):
+                for uid in opened.keys() - live:
+                    opened.pop(uid, None)
             return Snapshot(found, roots, self.session.pin(found))
         raise PoolDamaged(
             f"the manifest of node {lagging[0]} is older than others rely on",
@@ -163,6 +165,17 @@ class Arena:
             offset = self.geometry.extent_offset(node, entry.first_extent)
             found = Segment(self.region, offset, entry.uid, entry.extents * layout.EXTENT_SIZE)
             self._segments[entry.uid] = found
+        return found
+
+    def block(self, node: int, entry: Entry) -> block.Payload:
+        """The payload of a block's entry, (n,) uint8 where it lies, verified once per process. Raises `PoolDamaged`."""
+        found = self._blocks.get(entry.uid)
+        if found is None:
+            if entry.first_extent + entry.extents > self.geometry.extents_per_node:
+                raise PoolDamaged("an entry leads beyond the pool", offset=0, operation="open block", path=self.path)
+            offset = self.geometry.extent_offset(node, entry.first_extent)
+            found = block.read(self.region, offset, entry.extents * layout.EXTENT_SIZE, entry.kind, entry.uid)
+            self._blocks[entry.uid] = found
         return found
 
     # ------------------------------------------------------------------ changing the node's manifest
@@ -245,6 +258,7 @@ class Arena:
                 return
             self.closed = True
             self._segments.clear()
+            self._blocks.clear()
             self.current = self.current._replace(pin=None)  # type: ignore[arg-type]
             self.session.close()
 

@@ -16,7 +16,7 @@ class Purpose(enum.Enum):
 
     PUT = "put"
     DELETE = "delete"  # may take half of what is kept back: maintenance needs the rest to make room for more deletes
-    DELETION_VECTORS = "deletion vectors"  # the same; they can be done without
+    BLOCK = "block"  # deletion vectors, columns, postings, indexes: the same; they can be done without
     MERGE = "merge"  # may take all
 
 
@@ -88,7 +88,7 @@ def _to_huge_page(gap: Run, want: int, node: int, geometry: Geometry) -> int:
 
 def _kept_back_from(purpose: Purpose, geometry: Geometry) -> int:
     """Extents that stay free although somebody wants them for this."""
-    shares = {Purpose.PUT: 1.0, Purpose.DELETE: 0.5, Purpose.DELETION_VECTORS: 0.5, Purpose.MERGE: 0.0}
+    shares = {Purpose.PUT: 1.0, Purpose.DELETE: 0.5, Purpose.BLOCK: 0.5, Purpose.MERGE: 0.0}
     return int(geometry.extents_kept_back * shares[purpose])
 
 

@@ -16,10 +16,13 @@ Entry (104 B): an allocated run of extents; every extent that no entry names is 
 
        0   8  uid: node << 48 | number       24   8  extents                           56   8  greatest order key
        8   1  kind                           32   8  rows (0 while open)               64   8  size used, B
-       9   1  state                          40   8  retired at (first generation      72  32  (zero: room for an
-      10   2  lane                                   that does not show it)                    index kind's parameters)
-      12   4  collection (the node's own)    48   8  least order key
-      16   8  first extent
+       9   1  state                          40   8  retired at (first generation      72   8  of: uid of the segment that
+      10   2  lane                                   that does not show it)                    columns or terms belong to
+      12   4  collection (the node's own)    48   8  least order key                   80   4  an index's nprobe
+      16   8  first extent                                                             84   4  its candidates
+                                                                                       88   4  its recall, millionths
+                                                                                       92   4  the recall aimed at, the same
+                                                                                       96   8  (zero)
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from sharedrag.memory.region import Region
 _HEADER = struct.Struct("<4sIQQQQQ128s")
 _HEADER_CHECKSUM = struct.Struct("<Q")
 _BODY_OFFSET = _HEADER.size + _HEADER_CHECKSUM.size
-_ENTRY = struct.Struct("<QBBHIQQQQQQQ32x")
+_ENTRY = struct.Struct("<QBBHIQQQQQQQQIIII8x")
 _RELIES_ON = struct.Struct(f"<{layout.NODES_MAX}Q")
 _MAGIC = b"SRMF"
 _READ_ATTEMPTS = 2000
@@ -56,6 +59,9 @@ class Kind(enum.IntEnum):
 
     SEGMENT = 1
     DELETIONS = 2
+    COLUMNS = 3
+    TERMS = 4
+    INDEX = 5
 
 
 class State(enum.IntEnum):
@@ -83,6 +89,11 @@ class Entry(NamedTuple):
     key_min: int
     key_max: int
     size_used: int
+    of: int = 0
+    nprobe: int = 0
+    candidates: int = 0
+    recall_millionths: int = 0
+    target_millionths: int = 0
 
     @property
     def visible(self) -> bool:

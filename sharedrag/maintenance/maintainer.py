@@ -30,6 +30,7 @@ from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance import merge, reclaim
 from sharedrag.maintenance.budget import Budget
+from sharedrag.maintenance.derive import Deriver, Reserved
 from sharedrag.memory import layout, order
 from sharedrag.memory.layout import EXTENT_SIZE, KEY_LANE_BITS
 from sharedrag.segments import deletions, probe
@@ -39,6 +40,7 @@ _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
 _MERGED_PER_S = 400 << 20  # bytes, about: it only spaces merges
+_RECALL_TARGET = 0.95  # of an index at k = 10
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
 
 
@@ -57,6 +59,7 @@ class Maintainer:
         """`live_of` gives a collection's live rows."""
         self._arena = arena
         self._live_of = live_of
+        self._deriver = Deriver(arena)
         self._guard = threading.Lock()
 
     def stop(self) -> None:
@@ -137,6 +140,7 @@ class Maintainer:
                     groups = affordable
                 if not any(self._merge(name, view, covered, one, tombstones_below, report) for one in groups):
                     self._write_deletions(name, view, covered, report)
+                    self._deriver.tend(name, view, _RECALL_TARGET, budget, report)
                     return
             finally:
                 live.release()
@@ -175,7 +179,7 @@ class Maintainer:
         if kept == sum(part.rows for part in group) and len(group) == 1:
             return False  # only tombstones that must stay: nothing to gain
         if not kept:
-            return self._replace(name, group, None, covered, view, report)
+            return self._replace(name, group, None, covered, view, report, self._deriver.follow_merge(name, group, None, 0))
         shape = merge.shape_of(sources)
         if shape is None:
             return False
@@ -198,7 +202,8 @@ class Maintainer:
         done = entry._replace(state=State.SEALED, rows=kept, key_min=keys[0], key_max=keys[kept - 1])
         dead = (target.flags_array[:kept] & PUT) == 0
         after = {**covered, entry.uid: deletions.Covered(kept, dead)}
-        return self._replace(name, group, done, after, view, report)
+        following = self._deriver.follow_merge(name, group, target, kept)
+        return self._replace(name, group, done, after, view, report, following)
 
     def _tombstones_to_keep(self, part: Part, group: list[Part], view: View, below: int) -> npt.NDArray[np.int64]:
         """Rows of the part's tombstones that still have a victim somewhere, or might get one."""
@@ -272,8 +277,12 @@ class Maintainer:
         covered: dict[int, deletions.Covered],
         view: View,
         report: MaintenanceReport,
+        following: list[tuple[int, Reserved | None]],
     ) -> bool:
-        """In one manifest: the sources go, the merged segment comes, with deletion vectors that know it."""
+        """In one manifest: the sources go with what was derived from them, the merged segment comes.
+
+        With it come deletion vectors and indexes that know it: `following`.
+        """
         arena = self._arena
         gone = {part.segment.uid for part in group}
         with arena.node_locked("maintain") as current:
@@ -281,13 +290,21 @@ class Maintainer:
             definition = current.collection(name)
             entries = [current.by_uid.get(uid) for uid in gone]
             if definition is None or any(entry is None or entry.state != State.SEALED for entry in entries):
+                undone: dict[int, Entry | None] = {new.entry.uid: None for _, new in following if new}
                 if merged is not None:
-                    arena.publish(current.with_entries({merged.uid: None}))
+                    undone[merged.uid] = None
+                if undone:
+                    arena.publish(current.with_entries(undone))
                 return False  # the collection was dropped meanwhile
             at = current.generation + 1
             changed: dict[int, Entry | None] = {
                 entry.uid: entry._replace(state=State.RETIRED, retired_at=at) for entry in entries if entry is not None
             }
+            for entry in current.entries:
+                if entry.of in gone and entry.visible:
+                    changed[entry.uid] = entry._replace(state=State.RETIRED, retired_at=at)
+            for old, new in following:
+                changed.update(Deriver.shown(current, new, [old] if old in current.by_uid else []))
             rows_gone = sum(part.rows for part in group)
             number = current.next_number
             if merged is not None:
@@ -361,7 +378,7 @@ class Maintainer:
         data = deletions.encode(covered)
         wanted = -(-len(data) // EXTENT_SIZE)
         try:
-            run = extents.take(arena.region, current, arena.geometry, wanted, wanted, Purpose.DELETION_VECTORS)
+            run = extents.take(arena.region, current, arena.geometry, wanted, wanted, Purpose.BLOCK)
         except PoolFull:
             return number
         offset = arena.geometry.extent_offset(current.node, run.first)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sharedrag.arena import manifest
+from sharedrag.arena import block, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import Entry, Kind
 from sharedrag.arena.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
@@ -36,6 +36,9 @@ def verify(arena: Arena, progress: Progress | None = None) -> VerifyReport:
             if entry.kind == Kind.DELETIONS:
                 offset = arena.geometry.extent_offset(node, entry.first_extent)
                 deletions.decode(arena.region, offset, entry.extents * EXTENT_SIZE)
+            elif entry.kind != Kind.SEGMENT:
+                offset = arena.geometry.extent_offset(node, entry.first_extent)
+                block.read(arena.region, offset, entry.extents * EXTENT_SIZE, entry.kind, entry.uid)
             elif (known := rows[entry.uid]) is not None:
                 _verify_segment(arena.segment(node, entry), known, report, progress, total)
         except PoolDamaged as error:

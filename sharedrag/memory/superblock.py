@@ -81,4 +81,4 @@ def read(path: str) -> Geometry:
             hint="Use the version of sharedrag that made it",
         )
     *fields, preallocated = rest
-    return Geometry(*fields, preallocated=bool(preallocated))
+    return Geometry(*fields, bool(preallocated))

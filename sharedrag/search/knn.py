@@ -49,11 +49,17 @@ def check_k(k: object) -> int:
 
 
 def search_parts(
-    parts: tuple[Part, ...], masks: list[Mask | None], queries: npt.NDArray[np.float32], k: int, metric: str
+    parts: tuple[Part, ...],
+    masks: list[Mask | None],
+    queries: npt.NDArray[np.float32],
+    k: int,
+    metric: str,
+    spans: list[list[tuple[int, int]]] | None = None,
 ) -> list[Found]:
     """The best k rows of all parts for each query; `masks[i]` (rows,) bool narrows part i, None leaves it whole.
 
-    `queries` is (n, dimension) C-contiguous float32, unit vectors under cosine.
+    With `spans` only the rows [start, stop) of `spans[i]` are looked at in part i. `queries` is (n, dimension) C-contiguous
+    float32, unit vectors under cosine.
     """
     count = len(queries)
     if not count:
@@ -63,7 +69,7 @@ def search_parts(
     scores: list[npt.NDArray[np.float32]] = []
     rows: list[npt.NDArray[np.int64]] = []
     places: list[tuple[int, int]] = []
-    for block in _blocks(parts, masks):
+    for block in _blocks(parts, masks, spans):
         block_scores, block_rows = _knn(block, queries, k, metric)
         scores.append(block_scores)
         rows.append(block_rows)
@@ -91,20 +97,25 @@ def _best(
     return Found(values, [part for part, _ in where], [row + start for row, (_, start) in zip(found, where, strict=True)])
 
 
-def _blocks(parts: tuple[Part, ...], masks: list[Mask | None]) -> Iterator[_Block]:
+def _blocks(
+    parts: tuple[Part, ...], masks: list[Mask | None], spans: list[list[tuple[int, int]]] | None
+) -> Iterator[_Block]:
     for index, part in enumerate(parts):
+        within = [(0, part.rows)] if spans is None else spans[index]
+        if not within:
+            continue
         wanted = _wanted_rows(part, masks[index])
         if wanted is not None and not wanted.any():
             continue
         vectors = part.segment.vectors_array
-        if vectors.dtype == np.float32:
-            yield _Block(index, 0, vectors[: part.rows], wanted)
-            continue
-        for start in range(0, part.rows, _HALF_CHUNK_ROWS):
-            stop = min(part.rows, start + _HALF_CHUNK_ROWS)
-            narrowed = None if wanted is None else wanted[start:stop]
-            if narrowed is None or narrowed.any():
-                yield _Block(index, start, vectors[start:stop].astype(np.float32), narrowed)
+        step = part.rows if vectors.dtype == np.float32 else _HALF_CHUNK_ROWS
+        for first, last in within:
+            for start in range(first, last, step):
+                stop = min(last, start + step)
+                narrowed = None if wanted is None else wanted[start:stop]
+                if narrowed is None or narrowed.any():
+                    block = vectors[start:stop]
+                    yield _Block(index, start, block if step == part.rows else block.astype(np.float32), narrowed)
 
 
 def _wanted_rows(part: Part, mask: Mask | None) -> Mask | None:

@@ -38,6 +38,7 @@ class Part(NamedTuple):
     dead: int
     without_vector: int
     sealed: bool
+    blocks: dict[int, tuple[int, Entry]]  # what was derived from the segment: (node, entry) by kind
 
 
 class View(NamedTuple):
@@ -47,12 +48,13 @@ class View(NamedTuple):
     live: int
     version: int
     pin: Pin
+    indexes: tuple[tuple[int, Entry], ...]  # (node, entry) of each index blob
 
 
 class _State:
     """What this process knows of one segment."""
 
-    __slots__ = ("alive", "copied", "dead", "entry", "node", "rows", "segment", "without_vector")
+    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "node", "rows", "segment", "without_vector")
 
     def __init__(self, segment: Segment, node: int, entry: Entry) -> None:
         self.segment = segment
@@ -63,6 +65,7 @@ class _State:
         self.dead = 0
         self.without_vector = 0
         self.copied = False
+        self.blocks: dict[int, tuple[int, Entry]] = {}
 
     @property
     def sealed(self) -> bool:
@@ -86,6 +89,7 @@ class LiveRows:
         self._version_base = 0
         self._readers = 0
         self._view: View | None = None
+        self._indexes: tuple[tuple[int, Entry], ...] = ()
         self.definition: CollectionEntry | None = None
 
     def acquire(self) -> View:
@@ -167,13 +171,24 @@ class LiveRows:
             if state.rows:
                 alive = state.alive[: state.rows]
                 parts.append(
-                    Part(state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed)
+                    Part(
+                        state.segment,
+                        state.node,
+                        state.rows,
+                        alive,
+                        state.dead,
+                        state.without_vector,
+                        state.sealed,
+                        state.blocks,
+                    )
                 )
-        return View(tuple(parts), self._live, published + self._version_base, pin)
+        return View(tuple(parts), self._live, published + self._version_base, pin, self._indexes)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         listed: dict[int, tuple[int, Entry]] = {}
         blocks: list[tuple[int, Entry]] = []
+        indexes: list[tuple[int, Entry]] = []
+        derived: dict[int, dict[int, tuple[int, Entry]]] = {}
         definition, retired, made = None, 0, 0
         for one in snapshot.manifests:
             found = one.collection(self._name)
@@ -188,6 +203,10 @@ class LiveRows:
                         listed[entry.uid] = (one.node, entry)
                     elif entry.kind == Kind.DELETIONS:
                         blocks.append((one.node, entry))
+                    elif entry.kind == Kind.INDEX:
+                        indexes.append((one.node, entry))
+                    else:
+                        derived.setdefault(entry.of, {})[entry.kind] = (one.node, entry)
         if definition is None:
             self._forget()
             raise CollectionDropped(
@@ -207,10 +226,13 @@ class LiveRows:
         self.definition = definition
         try:
             self._replace_states(listed, blocks)
+            for uid, state in self._states.items():
+                state.blocks = derived.get(uid, {})
         except BaseException:
             self._forget()
             raise
         self._version_base = made + retired
+        self._indexes = tuple(indexes)
         self._snapshot = snapshot
 
     def _replace_states(self, listed: dict[int, tuple[int, Entry]], blocks: list[tuple[int, Entry]]) -> None:

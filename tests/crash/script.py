@@ -17,7 +17,7 @@ import numpy as np
 from sharedrag import CollectionNotFound, Pool, faults
 from tests.crash.helpers import alone
 
-DIMENSIONS: dict[str, int | None] = {"history": 4, "settings": None}
+DIMENSIONS: dict[str, int | None] = {"history": 4, "settings": None, "indexed": 4}
 FILLER = "The ferry between Maui and Molokai stopped in 2016. " * 30
 
 
@@ -182,6 +182,11 @@ STEPS = [
     Step("maintain"),
     Step("drop", "settings"),
     Step("put", "history", ("last",), value=13),
+    Step("maintain"),
+    Step("collection", "indexed"),
+    Step("put", "indexed", names("i", 1200), value=1),
+    Step("maintain"),
+    Step("put", "indexed", names("i", 900), value=2),
     Step("maintain"),
     Step("close"),
 ]

@@ -14,7 +14,7 @@ from tests.crash.cases import NODE_LOCKED, Case, Stage, all_steps
 from tests.crash.test_interrupt import finish
 
 # At these the process is the node's maintainer.
-MAINTAINING = {point for point in POINTS if point.split(".")[0] in ("merge", "horizon", "reclaim", "deletions")}
+MAINTAINING = {point for point in POINTS if point.split(".")[0] in ("merge", "horizon", "reclaim", "deletions", "block")}
 
 
 @pytest.mark.parametrize("point", sorted(POINTS))

@@ -1,0 +1,344 @@
+"""What maintenance derives from segments so that questions need not look at all of them: columns, postings, indexes.
+
+A block is built in three steps, and a process killed in between leaves nothing: its extents are taken and the manifest
+says "building"; it is written, while nobody waits; the manifest shows it, and retires what it replaces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag import faults
+from sharedrag.arena import block, extents, manifest
+from sharedrag.arena.attachment import Arena
+from sharedrag.arena.block import Buffers
+from sharedrag.arena.extents import Purpose
+from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
+from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, Segment
+from sharedrag.errors import PoolDamaged, PoolFull
+from sharedrag.info import MaintenanceReport
+from sharedrag.maintenance.budget import Budget
+from sharedrag.memory.layout import EXTENT_SIZE
+from sharedrag.search import columns, coverage, ivf_build, terms
+from sharedrag.search.coverage import Range
+from sharedrag.search.ivf_layout import IndexInvalid, Settings, unpack
+from sharedrag.search.ivf_rows import Rows
+from sharedrag.segments.live import Part, View
+
+_DERIVED_FROM = 1000  # rows of a sealed segment from which its blocks are worth an extent each
+_TAIL_ROWS = 800  # rows without an index up to which looking at all of them is as fast
+_RECENT_ROWS = 8192  # rows up to which the index over recent rows grows by itself before the main one takes them
+_MAIN_SHARE = 8  # and up to this part of the main one
+_COLUMNS_US, _TERMS_US, _TRAIN_US, _ADD_US = 2.0, 10.0, 20.0, 15.0  # processor time a row, about: it only spaces the work
+_MILLION = 1_000_000
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Reserved(NamedTuple):
+    """A block that is being built: its entry as the manifest has it."""
+
+    entry: Entry
+    size: int
+
+
+class _Known(NamedTuple):
+    """An index of this node, as its block tells."""
+
+    entry: Entry
+    ranges: list[Range]
+    payload: block.Payload
+    settings: Settings
+
+
+class Deriver:
+    """Builds blocks of this process's node. REQUIRES: the maintenance lock."""
+
+    def __init__(self, arena: Arena) -> None:
+        """For the node that the arena is attached as."""
+        self._arena = arena
+
+    # ------------------------------------------------------------------ for each segment
+
+    def tend(self, name: str, view: View, recall_target: float, budget: Budget | None, report: MaintenanceReport) -> None:
+        """Build what is missing, or what of it the budget affords. Raises `PoolDamaged`, `PoolBusy`."""
+        own = [part for part in view.parts if part.node == self._arena.node]
+        for part in own:
+            if not part.sealed or part.rows < _DERIVED_FROM:
+                continue
+            for kind, flag, cost_us, build in (
+                (Kind.COLUMNS, HAS_METADATA, _COLUMNS_US, _columns),
+                (Kind.TERMS, HAS_TEXT, _TERMS_US, _terms),
+            ):
+                if kind in part.blocks or (kind == Kind.TERMS and not part.segment.shape.dimension):
+                    continue
+                if not _has(part, flag):
+                    continue
+                if not _affords(budget, part.rows * cost_us, report):
+                    return
+                self._derive(name, part, kind, build)
+                report.blocks_built += 1
+        if any(part.segment.shape.dimension for part in own):
+            self._tend_index(name, view, own, recall_target, budget, report)
+
+    def _derive(self, name: str, part: Part, kind: Kind, build: Callable[[Segment, int], Buffers]) -> None:
+        built = build(part.segment, part.rows)
+        reserved = self.reserve(name, kind, built, rows=part.rows, of=part.segment.uid)
+        if reserved is not None:
+            self._publish(name, reserved, [part.segment.uid], [])
+
+    # ------------------------------------------------------------------ blocks
+
+    def reserve(self, name: str, kind: Kind, buffers: Buffers, **fields: int) -> Reserved | None:
+        """Take extents, announce the block and write it; None when there is no room for it now."""
+        arena = self._arena
+        size = block.size_of(buffers)
+        wanted = -(-size // EXTENT_SIZE)
+        with arena.node_locked("maintain") as current:
+            assert current is not None
+            definition = current.collection(name)
+            spare = extents.free_extents(current, arena.geometry) - 2 * arena.geometry.extents_kept_back
+            if definition is None or wanted > spare:
+                return None
+            try:
+                run = extents.take(arena.region, current, arena.geometry, wanted, wanted, Purpose.BLOCK)
+            except PoolFull:
+                return None
+            uid = current.node << manifest.UID_NODE_SHIFT | current.next_number
+            empty = Entry(uid, kind, State.BUILDING, 0, definition.number, run.first, run.extents, 0, 0, 0, 0, size)
+            entry = empty._replace(**fields)
+            arena.publish(current.with_entries({uid: entry}, next_number=current.next_number + 1))
+        faults.passing("block.building")
+        block.write(arena.region, arena.geometry.extent_offset(arena.node, run.first), kind, uid, buffers)
+        faults.passing("block.written")
+        return Reserved(entry, size)
+
+    def _publish(self, name: str, reserved: Reserved, sources: list[int], replaced: list[int]) -> bool:
+        """Show a block, and retire those it replaces, unless a source is gone meanwhile."""
+        with self._arena.node_locked("maintain") as current:
+            assert current is not None
+            changed: dict[int, Entry | None] = {}
+            if current.collection(name) is not None and _all_visible(current, [*sources, *replaced]):
+                changed = self.shown(current, reserved, replaced)
+            else:
+                changed[reserved.entry.uid] = None
+            self._arena.publish(current.with_entries(changed))
+        faults.passing("block.published")
+        return changed[reserved.entry.uid] is not None
+
+    @staticmethod
+    def shown(current: Manifest, reserved: Reserved | None, replaced: list[int]) -> dict[int, Entry | None]:
+        """The entries that change when a block is shown and others go."""
+        changed: dict[int, Entry | None] = {
+            uid: current.by_uid[uid]._replace(state=State.RETIRED, retired_at=current.generation + 1) for uid in replaced
+        }
+        if reserved is not None:
+            changed[reserved.entry.uid] = reserved.entry._replace(state=State.SEALED)
+        return changed
+
+    # ------------------------------------------------------------------ indexes
+
+    def _indexes(self, name: str) -> list[_Known]:
+        """This node's indexes of a collection, the largest first; damaged ones are left out."""
+        current = self._arena.refresh().manifests[self._arena.node]
+        definition = current.collection(name)
+        found = []
+        for entry in current.entries:
+            if definition and entry.kind == Kind.INDEX and entry.visible and entry.collection == definition.number:
+                try:
+                    ranges, payload = coverage.decode(self._arena.block(self._arena.node, entry))
+                    found.append(_Known(entry, ranges, payload, unpack(payload)[0]))
+                except (PoolDamaged, IndexInvalid, ValueError):
+                    continue
+        return sorted(found, key=lambda one: -one.settings.indexed)
+
+    def _tend_index(
+        self, name: str, view: View, own: list[Part], target: float, budget: Budget | None, report: MaintenanceReport
+    ) -> None:
+        """Keep two indexes: a main one, and one over what came since, which it takes in when that has grown."""
+        parts = {part.segment.uid: part for part in own if part.segment.shape.dimension}
+        known = [one for one in self._indexes(name) if all(_within(parts, piece) for piece in one.ranges)]
+        fresh = _uncovered(parts, [piece for one in known for piece in one.ranges])
+        pending = sum(piece.rows for piece in fresh)
+        stale = [one for one in known if ivf_build.outgrown(one.settings, _live(parts, one.ranges))]
+        stale = [one for one in stale if one.entry.target_millionths != round(target * _MILLION) or _resized(one, parts)]
+        if pending < _TAIL_ROWS and not stale:
+            return
+        main = known[0] if known else None
+        recent = known[1:]
+        rows_recent = sum(one.settings.rows for one in recent) + pending
+        takes_in = main is not None and rows_recent > max(_RECENT_ROWS, main.settings.rows // _MAIN_SHARE)
+        base: _Known | None
+        if main is None or stale or (takes_in and ivf_build.outgrown(main.settings, main.settings.rows + rows_recent)):
+            base, ranges, replaced = None, coverage.joined([*_all(known), *fresh]), known
+        elif takes_in or main.settings.rows < _RECENT_ROWS:
+            base, ranges, replaced = main, coverage.joined([*_all(recent), *fresh]), known
+        else:
+            grown = len(recent) == 1 and not ivf_build.outgrown(recent[0].settings, rows_recent)
+            base = recent[0] if grown else None
+            ranges = fresh if grown else coverage.joined([*_all(recent), *fresh])
+            replaced = recent
+        rows = sum(piece.rows for piece in ranges)
+        if not _affords(budget, rows * (_TRAIN_US if base is None else _ADD_US), report):
+            return
+        self._build_index(name, view, parts, base, ranges, target, replaced, 1 if budget else os.cpu_count() or 1)
+        report.blocks_built += 1
+
+    def _build_index(
+        self,
+        name: str,
+        view: View,
+        parts: dict[int, Part],
+        base: _Known | None,
+        ranges: list[Range],
+        target: float,
+        replaced: list[_Known],
+        threads: int,
+    ) -> None:
+        whole = [*base.ranges, *ranges] if base else ranges
+        metric = _metric(self._arena, name)
+        rows = Rows([parts[one.uid].segment.vectors_array[one.start : one.start + one.rows] for one in whole], metric)
+        leave_out = np.concatenate([~_indexable(parts[one.uid])[one.start : one.start + one.rows] for one in whole])
+        if base is not None:
+            built = ivf_build.extended(base.payload, rows, leave_out=leave_out, threads=threads)
+        else:
+            made = ivf_build.build(rows, leave_out=leave_out, recall_target=target, threads=threads)
+            if made is None:
+                return
+            built = made
+        reserved = self.reserve(name, Kind.INDEX, coverage.encode(whole, built.payload), **_fields(built.settings))
+        if reserved is not None:
+            uids = [one.entry.uid for one in replaced]
+            self._publish(name, reserved, [one.uid for one in whole], uids)
+
+    def follow_merge(
+        self, name: str, group: list[Part], merged: Segment | None, kept: int
+    ) -> list[tuple[int, Reserved | None]]:
+        """For each index over segments of the group, (its uid, one to take its place when they are replaced, or None).
+
+        If it covers all of them, it covers the merged segment: rows keep their order keys, by which they are found again.
+        """
+        gone = {part.segment.uid: part for part in group}
+        following: list[tuple[int, Reserved | None]] = []
+        for one in self._indexes(name):
+            if not any(piece.uid in gone for piece in one.ranges):
+                continue
+            covered = {uid: sum(piece.rows for piece in one.ranges if piece.uid == uid) for uid in gone}
+            whole = merged is not None and all(covered[uid] == part.rows for uid, part in gone.items())
+            ranges = [piece for piece in one.ranges if piece.uid not in gone]
+            mapping = np.full(one.settings.rows, -1, np.int64)
+            at, base = 0, 0
+            starts = {}
+            for piece in ranges:
+                starts[piece] = base
+                base += piece.rows
+            for piece in one.ranges:
+                into = mapping[at : at + piece.rows]
+                at += piece.rows
+                if piece in starts:
+                    into[:] = np.arange(starts[piece], starts[piece] + piece.rows)
+                elif whole and merged is not None:
+                    into[:] = _moved(gone[piece.uid].segment.key_array[piece.start : piece.start + piece.rows], merged, kept)
+                    into[into >= 0] += base
+            if whole and merged is not None:
+                ranges.append(Range(merged.uid, 0, kept))
+            reserved = None
+            if (mapping >= 0).any():
+                built = ivf_build.renumbered(one.payload, mapping, sum(piece.rows for piece in ranges))
+                fields = _fields(built.settings)
+                reserved = self.reserve(name, Kind.INDEX, coverage.encode(ranges, built.payload), **fields)
+            following.append((one.entry.uid, reserved))
+        return following
+
+
+def _moved(keys: npt.NDArray[np.uint64], merged: Segment, kept: int) -> npt.NDArray[np.int64]:
+    """The rows of a merged segment that have these order keys, -1 where it has none."""
+    there = merged.key_array[:kept]
+    rows = there.searchsorted(keys)
+    np.minimum(rows, kept - 1, out=rows)
+    found: npt.NDArray[np.int64] = np.where(there[rows] == keys, rows, -1)
+    return found
+
+
+def _columns(segment: Segment, rows: int) -> Buffers:
+    return [columns.build(segment, rows)]
+
+
+def _terms(segment: Segment, rows: int) -> Buffers:
+    return [terms.build(segment, rows)]
+
+
+def _has(part: Part, flag: int) -> bool:
+    return bool((part.segment.flags_array[: part.rows] & flag).any())
+
+
+def _indexable(part: Part) -> Mask:
+    """Which rows of a part belong in an index, (rows,) bool."""
+    found: Mask = part.alive
+    if part.without_vector:
+        found = found & ((part.segment.flags_array[: part.rows] & HAS_VECTOR) != 0)
+    return found
+
+
+def _affords(budget: Budget | None, cost_us: float, report: MaintenanceReport) -> bool:
+    if budget is None or budget.affords(cost_us / _MILLION):
+        return True
+    report.postponed += 1
+    return False
+
+
+def _all_visible(current: Manifest, uids: list[int]) -> bool:
+    return all((entry := current.by_uid.get(uid)) is not None and entry.visible for uid in uids)
+
+
+def _within(parts: dict[int, Part], piece: Range) -> bool:
+    return piece.uid in parts and piece.start + piece.rows <= parts[piece.uid].rows
+
+
+def _all(known: list[_Known]) -> list[Range]:
+    return [piece for one in known for piece in one.ranges]
+
+
+def _uncovered(parts: dict[int, Part], ranges: list[Range]) -> list[Range]:
+    """The rows of the parts that no range has, as ranges."""
+    found = []
+    for uid, part in parts.items():
+        at = 0
+        for piece in sorted(one for one in ranges if one.uid == uid):
+            if piece.start > at:
+                found.append(Range(uid, at, piece.start - at))
+            at = max(at, piece.start + piece.rows)
+        if at < part.rows:
+            found.append(Range(uid, at, part.rows - at))
+    return found
+
+
+def _live(parts: dict[int, Part], ranges: list[Range]) -> int:
+    return sum(int(parts[one.uid].alive[one.start : one.start + one.rows].sum()) for one in ranges)
+
+
+def _resized(one: _Known, parts: dict[int, Part]) -> bool:
+    """Whether an index has far more or fewer live rows than it was made for."""
+    live = _live(parts, one.ranges)
+    return not one.settings.trained / ivf_build.GROWTH_MAX <= live <= one.settings.trained * ivf_build.GROWTH_MAX
+
+
+def _metric(arena: Arena, name: str) -> str:
+    definition: CollectionEntry | None = arena.refresh().manifests[arena.node].collection(name)
+    return definition.metric if definition else "cosine"
+
+
+def _fields(settings: Settings) -> dict[str, int]:
+    """What the manifest says of an index."""
+    return {
+        "rows": settings.indexed,
+        "nprobe": settings.nprobe,
+        "candidates": settings.candidates,
+        "recall_millionths": round(settings.recall * _MILLION),
+        "target_millionths": round(settings.recall_target * _MILLION),
+    }

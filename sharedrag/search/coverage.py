@@ -1,0 +1,128 @@
+"""An index blob and which rows it covers: ranges of segments, whose rows are its internal ids, one range after the other.
+
+Payload (offset, size, field):
+
+       0   4  magic "SCOV"             16  24  for each range: segment's uid u8, first row u8, rows u8
+       4   4  ranges                           then, at the next multiple of 64, the index (`ivf_layout`)
+       8   8  where the index begins
+
+Published rows never change, so a range may end in the midst of a segment that is still open.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag.arena.block import Buffers, Payload
+from sharedrag.search.ivf import Allowed, Index
+from sharedrag.search.ivf_rows import Rows
+from sharedrag.segments.live import Part
+
+_HEADER = struct.Struct("<4sIQ")
+_RANGE = struct.Struct("<QQQ")
+_MAGIC = b"SCOV"
+_ALLOWED_MAX = 16  # masks packed for FAISS, kept per index
+_EXACT_MAX = 1500  # rows up to which all of them are scored rather than the index asked
+Mask = npt.NDArray[np.bool_]
+
+
+class Range(NamedTuple):
+    """Rows of one segment."""
+
+    uid: int
+    start: int
+    rows: int
+
+
+def encode(ranges: Sequence[Range], index: Buffers) -> list[bytes | memoryview]:
+    """The payload: the ranges, then the index."""
+    table = b"".join(_RANGE.pack(*one) for one in ranges)
+    at = -(-(_HEADER.size + len(table)) // 64) * 64
+    return [(_HEADER.pack(_MAGIC, len(ranges), at) + table).ljust(at, b"\0"), *index]
+
+
+def decode(payload: Payload) -> tuple[list[Range], Payload]:
+    """(ranges, the index's own payload); raises `ValueError`."""
+    if len(payload) < _HEADER.size:
+        raise ValueError("an index block is shorter than its header")
+    magic, count, at = _HEADER.unpack(payload[: _HEADER.size].tobytes())
+    if magic != _MAGIC or at > len(payload) or _HEADER.size + count * _RANGE.size > at:
+        raise ValueError(f"not an index block of this version: {magic!r}")
+    table = payload[_HEADER.size : _HEADER.size + count * _RANGE.size].tobytes()
+    return [Range(*fields) for fields in _RANGE.iter_unpack(table)], payload[at:]
+
+
+def joined(ranges: Sequence[Range]) -> list[Range]:
+    """The same rows, sorted, neighbours as one range."""
+    found: list[Range] = []
+    for one in sorted(ranges):
+        if found and found[-1].uid == one.uid and found[-1].start + found[-1].rows == one.start:
+            found[-1] = found[-1]._replace(rows=found[-1].rows + one.rows)
+        else:
+            found.append(one)
+    return found
+
+
+class CoveredIndex:
+    """One index blob, open, with the vectors of its rows."""
+
+    def __init__(self, payload: Payload, segments: Mapping[int, Part], metric: str) -> None:
+        """Raises `ValueError` for a payload that is none, `KeyError` when a segment is not in `segments` (by uid)."""
+        self.ranges, own = decode(payload)
+        self.index = Index.open(own, payload)
+        vectors = [segments[one.uid].segment.vectors_array[one.start : one.start + one.rows] for one in self.ranges]
+        self.rows = Rows(vectors, metric)
+        self.starts = list(accumulate((one.rows for one in self.ranges), initial=0))
+        if self.starts[-1] != self.index.settings.rows:
+            raise ValueError("an index block covers another number of rows than it says")
+        self.by_uid: dict[int, list[Range]] = {}
+        for one in self.ranges:
+            self.by_uid.setdefault(one.uid, []).append(one)
+        self._lock = threading.Lock()
+        self._allowed: OrderedDict[object, tuple[Allowed, npt.NDArray[np.int64] | None]] = OrderedDict()
+
+    def fits(self, segments: Mapping[int, Part]) -> bool:
+        """Whether a view has all that is covered."""
+        return all(
+            uid in segments and segments[uid].rows >= max(one.start + one.rows for one in ranges)
+            for uid, ranges in self.by_uid.items()
+        )
+
+    def place(self, internal: int) -> tuple[int, int]:
+        """(segment's uid, row) of an internal id."""
+        at = bisect_right(self.starts, internal) - 1
+        one = self.ranges[at]
+        return one.uid, one.start + internal - self.starts[at]
+
+    def allowed(
+        self, key: object, masks_of: Callable[[], Mapping[int, Mask | None]]
+    ) -> tuple[Allowed, npt.NDArray[np.int64] | None]:
+        """What may be found, packed once for each `key` (None: not kept), from masks over the segments' rows by uid.
+
+        With it the internal ids themselves where they are so few that looking at all of them is the faster way.
+        """
+        known = self._allowed.get(key) if key is not None else None
+        if known is None:
+            pieces = []
+            masks = masks_of()
+            for one in self.ranges:
+                mask = masks[one.uid]
+                pieces.append(np.ones(one.rows, np.bool_) if mask is None else mask[one.start : one.start + one.rows])
+            whole = np.concatenate(pieces)
+            allowed = Allowed(whole)
+            known = (allowed, np.flatnonzero(whole) if allowed.count <= _EXACT_MAX else None)
+            if key is not None:
+                with self._lock:
+                    self._allowed[key] = known
+                    while len(self._allowed) > _ALLOWED_MAX:
+                        self._allowed.popitem(last=False)
+        return known

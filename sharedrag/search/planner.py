@@ -1,0 +1,162 @@
+"""One question by vector: indexes over what they cover, everything else exactly, one merged top-k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sharedrag.arena.segment import HAS_VECTOR
+from sharedrag.search import knn
+from sharedrag.search.blocks import Blocks
+from sharedrag.search.coverage import CoveredIndex, Range
+from sharedrag.search.knn import Found, Mask
+from sharedrag.segments.live import Part, View
+
+_INDEXED_K_MAX = 1000  # for more hits than this all rows are compared
+Span = tuple[int, int]
+
+
+class _Plan(NamedTuple):
+    """Which indexes answer, and what of each segment none of them covers."""
+
+    indexes: list[CoveredIndex]
+    gaps: dict[int, list[Span]]  # by uid: uncovered rows before the last covered one
+    until: dict[int, int]  # by uid: one past the last covered row
+
+
+_NO_PLAN = _Plan([], {}, {})
+
+
+class Planner:
+    """The search of one collection."""
+
+    def __init__(self, blocks: Blocks, metric: str) -> None:
+        """`blocks` opens the indexes."""
+        self._blocks = blocks
+        self._metric = metric
+        self._planned: tuple[object, _Plan] = ((), _NO_PLAN)
+
+    def search(
+        self, view: View, masks: list[Mask | None], asked: object, queries: npt.NDArray[np.float32], k: int, exact: bool
+    ) -> list[Found]:
+        """The best k rows for each query (n, dimension) float32; `masks[i]` (rows,) bool narrows part i, None leaves it.
+
+        `asked` names the question that the masks answer ("" for none), None if it has no name. With `exact` no index is
+        used; nor is one for very many hits.
+        """
+        plan = _NO_PLAN if exact or k > _INDEXED_K_MAX else self._plan(view)
+        if not plan.indexes:
+            return knn.search_parts(view.parts, masks, queries, k, self._metric)
+        parts = {part.segment.uid: position for position, part in enumerate(view.parts)}
+        spans = [_uncovered(plan, part) for part in view.parts]
+        answers = knn.search_parts(view.parts, masks, queries, k, self._metric, spans)
+        for number, query in enumerate(queries):
+            found = [answers[number]]
+            for index in plan.indexes:
+                scores, rows = _ask(index, view.parts, parts, masks, asked, query, k)
+                found.append(self._found(index, parts, scores, rows))
+            answers[number] = _merged(found, k)
+        return answers
+
+    def _plan(self, view: View) -> _Plan:
+        """Made once for each change of the indexes; the views between differ only in rows that came later."""
+        seen, plan = self._planned
+        if seen is not view.indexes:
+            plan = _plan_of(self._blocks.indexes(view))
+            self._planned = (view.indexes, plan)
+        return plan
+
+    def _found(
+        self,
+        index: CoveredIndex,
+        parts: Mapping[int, int],
+        scores: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+    ) -> Found:
+        values = scores.tolist()
+        if self._metric == "l2":
+            values = [-math.sqrt(max(0.0, -value)) for value in values]
+        places = [index.place(one) for one in rows.tolist()]
+        return Found(values, [parts[uid] for uid, _ in places], [row for _, row in places])
+
+
+def _plan_of(indexes: list[CoveredIndex]) -> _Plan:
+    """Of indexes that cover the same row the first is used."""
+    covered: dict[int, list[Range]] = {}
+    used = []
+    for index in indexes:
+        if not any(uid in covered and _overlap(covered[uid], ranges) for uid, ranges in index.by_uid.items()):
+            used.append(index)
+            for uid, ranges in index.by_uid.items():
+                covered.setdefault(uid, []).extend(ranges)
+    gaps: dict[int, list[Span]] = {}
+    until: dict[int, int] = {}
+    for uid, ranges in covered.items():
+        at = 0
+        gaps[uid] = []
+        for one in sorted(ranges):
+            if one.start > at:
+                gaps[uid].append((at, one.start))
+            at = one.start + one.rows
+        until[uid] = at
+    return _Plan(used, gaps, until)
+
+
+def _overlap(ones: list[Range], others: list[Range]) -> bool:
+    return any(
+        one.start < other.start + other.rows and other.start < one.start + one.rows for one in ones for other in others
+    )
+
+
+def _uncovered(plan: _Plan, part: Part) -> list[Span]:
+    uid = part.segment.uid
+    until = plan.until.get(uid, 0)
+    rest = [(until, part.rows)] if until < part.rows else []
+    return plan.gaps[uid] + rest if until else rest
+
+
+def _ask(
+    index: CoveredIndex,
+    parts: tuple[Part, ...],
+    positions: Mapping[int, int],
+    masks: list[Mask | None],
+    asked: object,
+    query: npt.NDArray[np.float32],
+    k: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """(scores, internal ids) of one index's best."""
+    covered = [positions[uid] for uid in index.by_uid]
+    dead = tuple([parts[position].dead for position in covered])
+    if asked == "" and not any(dead):
+        return index.index.search(query, k, index.rows)
+    allowed, few = index.allowed(
+        None if asked is None else (asked, dead),
+        lambda: {parts[position].segment.uid: _wanted(parts[position], masks[position]) for position in covered},
+    )
+    if few is not None:
+        return index.rows.best(query, few, k)
+    return index.index.search(query, k, index.rows, allowed=allowed)
+
+
+def _wanted(part: Part, mask: Mask | None) -> Mask | None:
+    """What of a part may be found. Rows without a vector are in no index, but all that may be found may be looked at."""
+    wanted = part.alive if part.dead else None
+    if mask is not None:
+        wanted = mask if wanted is None else wanted & mask
+    if part.without_vector:
+        has = (part.segment.flags_array[: part.rows] & HAS_VECTOR) != 0
+        wanted = has if wanted is None else wanted & has
+    return wanted
+
+
+def _merged(found: list[Found], k: int) -> Found:
+    """The best k of several answers."""
+    found = [one for one in found if one.scores]
+    if len(found) == 1:
+        return found[0]
+    best = sorted((-score, part, row) for one in found for score, part, row in zip(*one, strict=True))[:k]
+    return Found([-score for score, _, _ in best], [part for _, part, _ in best], [row for _, _, row in best])
