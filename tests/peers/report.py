@@ -79,13 +79,16 @@ def _writers(name: str) -> Callable[[dict[str, Any]], str]:
         rates, readers, notes = [], [], []
         for writers in (1, 2, 4):
             one = found.get(f"{name} x {writers}")
-            if one is None:
+            if one is None or "records_per_s" not in one:
+                rates += [] if "alone" in found else ["-"]
+                notes += [] if one is None else [f"{writers}: {_short(one['crashed'])}"]
                 continue
             rates.append(number(one["records_per_s"]))
             if "reader_p50_ms" in one:
                 readers.append(number(one["reader_p50_ms"]))
             notes += [f"{writers}: {one[what]:,} {what}" for what in ("lost", "refused") if one.get(what)]
         shown = " / ".join(rates) + (f" ({' / '.join(readers)})" if readers else "")
+        notes += [_short(one["crashed"]) for one in found.values() if "crashed" in one and "records_per_s" in one]
         if notes:
             shown += f"; **{', '.join(notes)}**"
         return shown + (f"; only 1: {_short(found['alone'])}" if "alone" in found else "")
@@ -97,6 +100,8 @@ def _paced(found: dict[str, Any]) -> str:
     one = found.get("1,000/s x 2")
     if one is None:
         return f"cannot: {_short(found['alone'])}"
+    if "records_per_s" not in one:
+        return f"**{_short(one['crashed'])}**"
     lost = f", **{one['lost']:,} lost**" if one.get("lost") else ""
     if "reader_p50_ms" not in one:
         return f"no query returned, at {number(one['records_per_s'])}/s{lost}"

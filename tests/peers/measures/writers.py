@@ -7,13 +7,15 @@ window ends after some seconds or some thousands of records. What was acknowledg
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tests.bench.children import Child, Pipe, ask
+from tests.bench.children import Child, ChildFailed, Pipe, ask
 from tests.bench.figures import percentile
 from tests.peers.corpus import K, cut
 from tests.peers.job import Effort, Job, rounded, tell
@@ -84,13 +86,20 @@ def run(job: Job) -> dict[str, Any]:
         first = _FIRST
         for load in loads:
             tell(f"writing {load.name}")
-            found[load.name], numbers[load.name], first = _window(job, load, writers[: load.writers], reader, first)
+            try:
+                found[load.name], numbers[load.name], first = _window(job, load, writers[: load.writers], reader, first)
+            except ChildFailed as failure:  # one of them died: that is a result, and the end
+                found[load.name] = {"crashed": how_it_died(failure)}
+                break
         if shared:
             _count_lost(job, found, numbers)
         else:  # nobody else may look while the writer has it open
             _count_lost_by(writers[0], found, numbers)
         for child in [*writers, *([reader] if reader else [])]:
-            child.send(None)
+            with suppress(OSError):
+                child.send(None)
+            if any("crashed" in one for one in found.values()) and child.process.is_alive():
+                child.kill()  # it may be in the middle of things
     if kind.processes != MANY:
         found["alone"] = kind.why
     return found
@@ -201,10 +210,22 @@ def present(job: Job, numbers: list[int]) -> set[str]:
     return found
 
 
+def how_it_died(failure: ChildFailed) -> str:
+    """In the words of the table."""
+    last = str(failure).strip().splitlines()[-1]
+    killed = re.search(r"ended with code -(\d+)$", last)
+    return f"died of {signal.Signals(int(killed[1])).name}" if killed else f"failed: {last}"[:200]
+
+
 def _count_lost(job: Job, found: dict[str, Any], numbers: dict[str, list[int]]) -> None:
     tell("looking for what was acknowledged")
-    there = present(job, [number for some in numbers.values() for number in some])
-    _note_lost(found, numbers, there)
+    try:
+        there = present(job, [number for some in numbers.values() for number in some])
+    except ChildFailed as failure:
+        last = next(reversed(found))
+        found[last]["crashed"] = f"then a new reader {how_it_died(failure)}"
+    else:
+        _note_lost(found, numbers, there)
 
 
 def _count_lost_by(writer: Child, found: dict[str, Any], numbers: dict[str, list[int]]) -> None:
