@@ -243,7 +243,7 @@ class Pool:
             format_version=layout.VERSION,
             created_us=geometry.created_us,
             file_size=geometry.file_size,
-            preallocated=geometry.preallocated,
+            preallocated=bool(geometry.preallocated),
             reserved=self.arena.region.allocated(),
             capacity=sum(one.capacity for one in nodes),
             allocated=sum(one.allocated for one in nodes),

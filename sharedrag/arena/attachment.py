@@ -53,7 +53,7 @@ class Arena:
         self._blocks: dict[int, block.Payload] = {}
         self.closed = False
         self.replaced = False
-        self.region = Region.open(self.path, self.geometry.file_size, keeps_memory=self.geometry.preallocated)
+        self.region = Region.open(self.path, self.geometry.file_size, keeps_memory=bool(self.geometry.preallocated))
         try:
             self._check_same_file()
             locks.check_locks_work(self.path, layout.NAMED_LOCKS_OFFSET - 2 - 2 * (os.getpid() % 100_000))

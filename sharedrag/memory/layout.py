@@ -103,7 +103,7 @@ class Geometry(NamedTuple):
     extents_per_node: int
     created_us: int
     uuid: bytes
-    preallocated: bool
+    preallocated: int  # 1 or 0
 
     def node_offset(self, node: int) -> int:
         """File offset of a node's area."""
@@ -162,7 +162,7 @@ def plan(capacity: int, nodes: int, created_us: int, uuid: bytes, preallocated: 
     stride = NODE_AREA_SIZE + 2 * slot
     extents_offset = -(-(SUPERBLOCK_SIZE + nodes * stride) // EXTENT_SIZE) * EXTENT_SIZE
     file_size = extents_offset + nodes * extents * EXTENT_SIZE
-    return Geometry(nodes, file_size, stride, slot, extents_offset, extents, created_us, uuid, preallocated)
+    return Geometry(nodes, file_size, stride, slot, extents_offset, extents, created_us, uuid, int(preallocated))
 
 
 # Order keys: a hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014) whose counter is merged into the

@@ -80,5 +80,4 @@ def read(path: str) -> Geometry:
             path=path,
             hint="Use the version of sharedrag that made it",
         )
-    *fields, preallocated = rest
-    return Geometry(*fields, bool(preallocated))
+    return Geometry(*rest)

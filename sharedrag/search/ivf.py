@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.search.ivf_layout import IndexInvalid, unpack
+from sharedrag.search.ivf_layout import IndexInvalid, faiss, unpack
 from sharedrag.search.ivf_measure import ef_for, scaled, search_parameters
 from sharedrag.search.ivf_rows import F32, I64, Rows
 

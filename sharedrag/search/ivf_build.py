@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from sharedrag.search import ivf_layout, ivf_measure, ivf_train
-from sharedrag.search.ivf_layout import Settings
+from sharedrag.search.ivf_layout import Settings, faiss
 from sharedrag.search.ivf_rows import I64, Rows
 
 ROWS_MIN = 256  # of fewer there is no index: to look at all of them costs less
@@ -211,8 +210,8 @@ def _own_copy(faiss_bytes: npt.NDArray[np.uint8]) -> Any:
 
 
 def _packed(index: Any, settings: Settings) -> Built:
-    written = faiss.serialize_index(index)
-    return Built([memoryview(settings.pack(len(written))), memoryview(written)], settings)
+    written: npt.NDArray[np.uint8] = faiss.serialize_index(index)
+    return Built([memoryview(settings.pack(len(written))), written.data], settings)
 
 
 @contextmanager

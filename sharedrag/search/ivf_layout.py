@@ -1,8 +1,8 @@
-"""The header of an index blob, and what it says.
+r"""The header of an index blob, and what it says.
 
 Offset, size, field (little-endian); FAISS's own bytes follow at 128:
 
-      0   8  magic "SRINDEX\\x01"         72   8  rows: internal ids are 0..rows-1
+      0   8  magic "SRINDEX\x01"          72   8  rows: internal ids are 0..rows-1
       8   1  kind, as in `KINDS`         80   8  indexed: how many of them are in the index
       9   1  metric, as in `METRICS`     88   8  trained: how many there were when the lists were made
      10   1  qb: bits of a query's code  96   8  size of FAISS's bytes, B
@@ -19,11 +19,13 @@ Offset, size, field (little-endian); FAISS's own bytes follow at 128:
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import faiss
+import faiss as _faiss
 import numpy as np
 import numpy.typing as npt
+
+faiss: Any = _faiss  # its type stubs lack half of what it has
 
 MAGIC = b"SRINDEX\x01"
 HEADER_SIZE = 128

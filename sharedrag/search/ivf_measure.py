@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.search.ivf_layout import METRICS
+from sharedrag.search.ivf_layout import METRICS, faiss
 from sharedrag.search.ivf_rows import F32, I64, Rows
 
-MARGIN = 0.012  # aimed at above the target: what is measured on some queries holds for others only about
+MARGIN = 0.02  # aimed at above the target: what is measured on some queries holds for others only about
 _QUERIES_MIN, _QUERIES_MAX = 48, 384
 _CANDIDATES_FIRST, _CANDIDATES_MAX = 128, 1024
 _WORK_MAX = 200_000_000  # rows times questions, from half a million rows on
@@ -76,7 +75,8 @@ def scaled(queries: F32, metric: str, scale: float) -> F32:
     if metric == "cosine":
         return queries * np.float32(scale)
     lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-    return queries * (np.float32(scale) / np.maximum(lengths, np.float32(1e-30)))
+    lengthened: F32 = queries * (np.float32(scale) / np.maximum(lengths, np.float32(1e-30)))
+    return lengthened
 
 
 def prepare(
@@ -174,7 +174,8 @@ class Table:
         hits = self._hits & met
         # (candidates wanted, queries): how many of the first so many met are hits
         counts = np.stack([(hits & (places <= wanted)).sum(axis=1) for wanted in candidates.tolist()])
-        return np.minimum(counts, self._k).mean(axis=1) / self._k
+        recalls: npt.NDArray[np.float64] = np.minimum(counts, self._k).mean(axis=1) / self._k
+        return recalls
 
     def choose(self, aim: float, k: int, costs: Costs) -> Choice:
         """The cheapest setting that reaches the aim; else the one with the best recall."""

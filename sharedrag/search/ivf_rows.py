@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import gcd
+from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.search.ivf_layout import METRICS
+from sharedrag.search.ivf_layout import METRICS, faiss
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+Vectors = npt.NDArray[Any]  # float32 or float16
 
 _SCRATCH_ROWS = 256  # candidates that a scratch has room for at first
 _swig_ptr = faiss.swig_ptr
@@ -108,7 +108,7 @@ class Rows:
     def take(self, ids: I64) -> F32:
         """The vectors of `ids` (m,), each in 0..count-1, as a float32 copy (m, dimension)."""
         found = self.arrays[0].take(ids, axis=0) if self._grid is None else self._grid[self._places(ids)]
-        return found if found.dtype == np.float32 else widened(found)
+        return widened(found)
 
     def blocks(self, rows_max: int) -> Iterator[tuple[int, F32]]:
         """(first internal id, vectors as float32) in pieces of at most `rows_max`; float32 arrays are not copied."""
@@ -116,7 +116,7 @@ class Rows:
         for array in self.arrays:
             for start in range(0, len(array), rows_max):
                 piece = array[start : start + rows_max]
-                yield at + start, piece if piece.dtype == np.float32 else widened(piece)
+                yield at + start, widened(piece)
             at += len(array)
 
     def best(self, query: F32, ids: I64, k: int) -> tuple[F32, I64]:
@@ -195,5 +195,5 @@ def _knn(metric: str, query: F32, vectors: F32, k: int, scores: F32, best: I64) 
 
 
 def widened(vectors: Vectors) -> F32:
-    """float16 vectors (m, dimension) as float32."""
-    return vectors.astype(np.float32)
+    """Vectors (m, dimension) as float32; not copied if they are."""
+    return vectors.astype(np.float32, copy=False)

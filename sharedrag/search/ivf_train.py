@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import faiss
 import numpy as np
 
-from sharedrag.search.ivf_layout import METRICS
+from sharedrag.search.ivf_layout import METRICS, faiss
 from sharedrag.search.ivf_rows import F32, Rows
 
 ROWS_PER_LIST = 200  # about where scanning lists and finding them cost alike
