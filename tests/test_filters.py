@@ -83,6 +83,7 @@ def naive(one: Filter, record: dict[str, Any]) -> bool:
             return bool([part for part in parts if naive(part, record)])
         case Not(part=part):
             return not naive(part, record)
+    assert isinstance(one, Where)
     has = one.name in record and record[one.name] is not None
     if one.op == "is_empty":
         return not has or record[one.name] in ("", [])
