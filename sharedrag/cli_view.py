@@ -20,7 +20,7 @@ from sharedrag.errors import SharedRagError
 
 if TYPE_CHECKING:
     from sharedrag import Hit
-    from sharedrag.info import MaintenanceReport, NodeInfo, PoolInfo, SessionInfo, VerifyReport
+    from sharedrag.info import CollectionInfo, MaintenanceReport, NodeInfo, PoolInfo, SessionInfo, VerifyReport
 
 # What the stores of frameworks and the demo call an exchange's parts; a record is shown with those it has.
 KEYS_SHOWN = ("question", "author", "node")
@@ -135,7 +135,7 @@ def _nodes(nodes: list[NodeInfo]) -> RenderableType:
 def _collections(info: PoolInfo) -> RenderableType:
     if not info.collections:
         return Text("No collections yet: pool.collection('history', dimension=384) makes one.", style="dim")
-    numbers = ("rows", "dead", "dimension", "open", "sealed", "space")
+    numbers = ("rows", "dead", "dimension", "open", "sealed", "space", "indexed")
     table = _table("Collections", "name", *numbers, "metric", "type", "model", right=numbers)
     for one in info.collections:
         table.add_row(
@@ -146,11 +146,19 @@ def _collections(info: PoolInfo) -> RenderableType:
             str(one.segments_open),
             str(one.segments_sealed),
             size(one.bytes_allocated),
+            _indexed(one),
             one.metric if one.dimension else "-",
             one.dtype if one.dimension else "-",
             plain(one.embedding_model or "-"),
         )
     return table
+
+
+def _indexed(one: CollectionInfo) -> str:
+    """How many vectors the indexes hold, and the worst recall that was measured."""
+    if not one.indexes:
+        return "-"
+    return f"{sum(index.rows for index in one.indexes):,} ({min(index.recall for index in one.indexes):.2f})"
 
 
 def _lanes(info: PoolInfo) -> RenderableType:

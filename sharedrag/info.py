@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from sharedrag.arena import extents, session
 from sharedrag.arena.attachment import Arena
-from sharedrag.arena.manifest import Entry, Kind, State
+from sharedrag.arena.manifest import UID_NODE_SHIFT, Entry, Kind, State
 from sharedrag.errors import PoolDamaged
 from sharedrag.memory import layout, order, superblock
 from sharedrag.memory.layout import EXTENT_SIZE
@@ -43,6 +43,18 @@ class SessionInfo(BaseModel):
     memory_shared: int | None = Field(description="bytes of the pool that it has touched, and of shared libraries")
 
 
+class IndexInfo(BaseModel):
+    """An index blob: what it holds and how it is asked."""
+
+    node: int
+    rows: int = Field(description="vectors in it")
+    size: int = Field(description="bytes")
+    nprobe: int = Field(description="lists that a question looks into")
+    candidates: int = Field(description="rows that are then scored exactly")
+    recall: float = Field(description="share of the best 10 that it found when it was built, of held-back questions")
+    recall_target: float
+
+
 class CollectionInfo(BaseModel):
     """A collection, over all nodes."""
 
@@ -56,6 +68,7 @@ class CollectionInfo(BaseModel):
     segments_open: int
     segments_sealed: int
     bytes_allocated: int
+    indexes: list[IndexInfo] = Field(default_factory=list)
     version: int
     damage: str = Field(default="", description="what keeps its rows from being counted")
 
@@ -260,6 +273,18 @@ def collection_entries(arena: Arena, name: str) -> list[Entry]:
     return found
 
 
+def _index_info(entry: Entry) -> IndexInfo:
+    return IndexInfo(
+        node=entry.uid >> UID_NODE_SHIFT,
+        rows=entry.rows,
+        size=entry.size_used,
+        nprobe=entry.nprobe,
+        candidates=entry.candidates,
+        recall=entry.recall_millionths / 1e6,
+        recall_target=entry.target_millionths / 1e6,
+    )
+
+
 def collection_info(arena: Arena, name: str, live: LiveRows) -> CollectionInfo:
     """A collection's rows and segments; damage that keeps its rows from being counted is told, not raised."""
     rows = dead = version = 0
@@ -285,6 +310,7 @@ def collection_info(arena: Arena, name: str, live: LiveRows) -> CollectionInfo:
         segments_open=sum(entry.state == State.OPEN for entry in segments),
         segments_sealed=sum(entry.state == State.SEALED for entry in segments),
         bytes_allocated=sum(entry.extents for entry in entries) * EXTENT_SIZE,
+        indexes=[_index_info(entry) for entry in entries if entry.kind == Kind.INDEX],
         version=version,
         damage=damage,
     )
