@@ -12,13 +12,16 @@ from typing import NamedTuple
 import pytest
 
 # The one place that knows where the modules of the format are.
+from sharedrag.arena import block as block_module
 from sharedrag.arena import manifest, segment
 from sharedrag.memory import layout
+from sharedrag.search import columns_layout, coverage, ivf_layout, terms
 from sharedrag.segments import deletions
 from tests.conftest import REPOSITORY
 
 ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
 MODULES = {"layout": layout, "manifest": manifest, "segment": segment, "deletions": deletions}
+MODULES |= {"block": block_module, "coverage": coverage, "index": ivf_layout, "columns": columns_layout, "terms": terms}
 _CELL = re.compile(r"(?:^|(?<=\s\s))\s*(\d[\d,]*)\s{1,4}(\d+)\s+(?:x (\d+) )?(\S.*?)(?=\s{3,}\d|$)")
 
 

@@ -49,7 +49,7 @@ class Trial(NamedTuple):
     """The questions and their true answers."""
 
     queries: F32
-    good: I64  # (queries, _TIES * k) ids that score at least as the k-th best does, -1 where there are no more
+    good: I64  # (queries, n) ids that score at least as the k-th best does, -1 where there are no more
     k: int
 
 
@@ -93,16 +93,17 @@ def prepare(
 
     `parameters` are any that find most near rows. The rows are taken from all lists evenly, which steadies the result.
     """
-    k = min(k, len(ids))
+    k = min(k, len(ids) - 1)
     most = max(_QUERIES_MAX // 3, min(_QUERIES_MAX, _WORK_MAX // len(ids)))
     wanted = min(len(ids), max(_QUERIES_MIN, min(most, len(ids) // 48)))
     by_list = ids[np.argsort(list_of[ids], kind="stable")]
-    vectors = rows.take(by_list[((np.arange(wanted) + rng.random(wanted)) * (len(ids) / wanted)).astype(np.int64)])
+    sources = by_list[((np.arange(wanted) + rng.random(wanted)) * (len(ids) / wanted)).astype(np.int64)]
+    vectors = rows.take(sources)
     near = index.search(scaled(vectors[:_NEAR], rows.metric, scale), min(4 * k, len(ids)), params=parameters)[1]
     queries = _displaced(vectors, near, rows, ids, k, rng)
     if rows.metric == "cosine":
         queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-30))
-    return Trial(queries, _exact(queries, rows, ids, k), k)
+    return Trial(queries, _exact(queries, sources, rows, ids, k), k)
 
 
 def _displaced(vectors: F32, near: I64, rows: Rows, ids: I64, k: int, rng: np.random.Generator) -> F32:
@@ -126,9 +127,12 @@ def _displaced(vectors: F32, near: I64, rows: Rows, ids: I64, k: int, rng: np.ra
     return moved
 
 
-def _exact(queries: F32, rows: Rows, ids: I64, k: int) -> I64:
-    """The ids of the best k of the rows `ids` and of those that equal the k-th: (queries, _TIES * k), -1 padded."""
-    kept = min(_TIES * k, len(ids))
+def _exact(queries: F32, sources: I64, rows: Rows, ids: I64, k: int) -> I64:
+    """The ids of the best k of the rows `ids` and of those that equal the k-th, (queries, at most _TIES * k + 1), else -1.
+
+    The row that a query was made from, `sources` (queries,), does not count: no question has its own row.
+    """
+    kept = min(_TIES * k + 1, len(ids))
     falling = rows.metric != "l2"
     scores = np.empty((len(queries), 0), np.float32)
     found = np.empty((len(queries), 0), np.int64)
@@ -147,8 +151,9 @@ def _exact(queries: F32, rows: Rows, ids: I64, k: int) -> I64:
         if scores.shape[1] > kept:
             best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
             scores, found = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
+    scores[found == sources[:, None]] = -np.inf
     last = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    found[scores < last - 1e-6 * np.abs(last)] = -1
+    found[scores < last - np.float32(1e-6) * np.abs(last)] = -1
     return found
 
 
