@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import signal
 import threading
@@ -11,12 +13,16 @@ from collections.abc import Sequence
 import pytest
 
 from sharedrag import Pool, faults
+from sharedrag.arena import manifest as manifests
+from sharedrag.arena import session as session_module
 from sharedrag.arena.manifest import Manifest, State
 from sharedrag.arena.session import Pin, Session
 from sharedrag.errors import PoolClosed
 from sharedrag.info import MaintenanceReport
 from sharedrag.keeper import TICK_S
 from sharedrag.memory import layout, order
+from sharedrag.memory.layout import Geometry
+from sharedrag.memory.region import Region
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import Interrupting, alone, fill_and_decay, reclaimed, until
 from tests.crash.launcher import Launcher
@@ -259,6 +265,107 @@ def test_invariant_06_what_was_loaded_is_there_when_it_is_pinned(pool_path: str,
         until(lambda: reclaimed(pool), "the reader moves on")
 
 
+def test_invariant_06_the_first_pin_is_of_a_generation_that_was_there_when_it_was_stored(
+    pool_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the root's generation shows is reclaimed before the pin of it is stored: it is not what is then promised."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(alone(pool))
+        arena = pool.arena
+        old = arena.refresh().manifests[0].generation
+        store = Session._store
+
+        def store_late(session: Session, generations: tuple[int, ...]) -> None:
+            if generations == (old,) and session is not arena.session:
+                assert pool.maintain().segments_freed
+            store(session, generations)
+
+        monkeypatch.setattr(Session, "_store", store_late)
+        session = Session(Region.open(pool.path, arena.geometry.file_size), arena.geometry, 0, "newcomer")
+        assert session.pin_newest().generations == (arena.refresh().manifests[0].generation,)
+        session.close()
+        assert session.dead
+
+
+def test_invariant_06_who_attaches_pins_before_it_reads_a_manifest(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its first look at a manifest the newcomer's slot has a pin that is not newer."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as pool:
+        load, looked = manifests.load, []
+
+        def load_pinned(region: Region, geometry: Geometry, node: int) -> Manifest:
+            found = load(region, geometry, node)
+            if region is not pool.arena.region:
+                looked.append((pinned_by(pool, 1), found.generation))
+            return found
+
+        monkeypatch.setattr(manifests, "load", load_pinned)
+        Pool.open(pool_path, maintenance=False).close()
+        assert looked
+        assert all(0 < pin <= generation for pin, generation in looked)
+
+
+def test_invariant_06_while_pins_will_not_hold_still_nothing_is_freed(
+    pool_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No two looks at the pins agree: the next round will do."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(alone(pool))
+        collect = session_module._collect_pins
+        looks = itertools.count(1)
+        monkeypatch.setattr(session_module, "_collect_pins", lambda *given: {**collect(*given), -1: (next(looks),)})
+        report = pool.maintain()
+        assert next(looks) > 10
+        assert report.segments_merged == report.segments_waiting > 0
+        monkeypatch.undo()
+        assert pool.maintain().segments_freed
+
+
+def test_invariant_06_a_childs_slot_is_signed_when_its_pins_are_stored(pool: Pool) -> None:
+    """Who finds a slot held since before its first look finds the pins that it was claimed with."""
+    arena = alone(pool).arena
+    stored: list[int] = []
+
+    class Recording:
+        def __init__(self, words: memoryview) -> None:
+            self.words = words
+
+        def __getitem__(self, index: int) -> int:
+            return self.words[index]
+
+        def __setitem__(self, index: int, value: int) -> None:
+            stored.append(index)
+            self.words[index] = value
+
+    arena.region.words = Recording(arena.region.words)  # type: ignore[assignment]
+    arena.session.crosses = True
+    arena.session.before_fork()
+    arena.session.after_fork_in_parent()
+    pins = pins_at(pool, 1)
+    assert pins in stored
+    assert stored[-1] == pins + (layout.SESSION_SINCE - layout.SESSION_PINS) // 8
+    assert stored.count(stored[-1]) == 1
+
+
+def test_invariant_06_views_of_each_node_count_in_each(pool_path: str) -> None:
+    """A process of node 0 holds a table with rows of node 1, whose generations are far behind: node 1 keeps them."""
+    with (
+        Pool.open(pool_path, create=True, capacity="32 MiB", nodes=2, maintenance=False) as here,
+        Pool.open(pool_path, node=1, maintenance=False) as there,
+    ):
+        for number in range(30):
+            here.collection(f"a generation of node 0 more {number}")
+        for holder, keeper in ((here, there), (there, here)):
+            fill_and_decay(keeper, rounds=1)
+            table = holder.collection("notes").scan()
+            content = table.to_pydict()
+            fill_and_decay(keeper)
+            for _ in range(3):
+                assert not reclaimed(keeper, holder), "another node's view was overlooked"
+            assert table.to_pydict() == content
+            del table
+            until(lambda one=keeper, other=holder: reclaimed(one, other), "the table is gone")  # type: ignore[misc]
+
+
 def test_invariant_06_a_dead_holders_pin_counts_for_nobody_and_its_slot_is_taken_over(
     launcher: Launcher,  # noqa: F811
     pool_path: str,
@@ -284,24 +391,26 @@ def test_invariant_06_a_dead_holders_pin_counts_for_nobody_and_its_slot_is_taken
         assert pool.maintain().segments_freed, "a dead process's pin counts"
 
 
+@pytest.mark.parametrize("pinned", [False, True], ids=["before the pin", "after it"])
 def test_invariant_06_a_handler_that_closes_while_manifests_are_read_leaves_no_unpinned_view(
-    pool_path: str, monkeypatch: pytest.MonkeyPatch
+    pool_path: str, monkeypatch: pytest.MonkeyPatch, pinned: bool
 ) -> None:
-    """Closing let go of the older pin under which the new one was to be taken: that call is PoolClosed."""
+    """Closing let go of the older pin under which the new one was to be taken: that call is PoolClosed and keeps nothing."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as other:
         pool = alone(Pool.open(pool_path, maintenance=False))
         other.collection("notes").put(["x"], texts=["a new generation"])
         pin = Session.pin
 
-        def close_first(session: Session, manifests: Sequence[Manifest]) -> Pin:
-            if session is pool.arena.session:
-                monkeypatch.undo()
-                pool.close()
-            return pin(session, manifests)
+        def close_meanwhile(session: Session, manifests: Sequence[Manifest]) -> Pin:
+            early = pin(session, manifests) if pinned else None
+            monkeypatch.undo()
+            pool.close()
+            return early or pin(session, manifests)
 
-        monkeypatch.setattr(Session, "pin", close_first)
+        monkeypatch.setattr(Session, "pin", close_meanwhile)
         with pytest.raises(PoolClosed):
             pool.collections()
+        gc.collect()
         assert pool.arena.session.dead
         assert len(other.info().sessions) == 1
 

@@ -224,6 +224,18 @@ def test_exclusive_is_bounded_and_released_by_kill(launcher: Launcher, pool_path
             pass
 
 
+def test_exclusive_outlasts_a_close(pool_path: str) -> None:
+    """Closed by somebody while one is inside, nobody else gets in until one is out."""
+    with Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as other:
+        pool = Pool.open(pool_path, maintenance=False)
+        with pool.exclusive("name"):
+            pool.close()
+            with pytest.raises(PoolBusy), other.exclusive("name", timeout_s=0.05):
+                raise AssertionError("two inside at once")
+        with other.exclusive("name", timeout_s=1.0):
+            assert [one.slot for one in other.info().sessions] == [other.arena.session.slot]
+
+
 def test_exclusive_across_a_fork_stays_the_parents(pool: Pool) -> None:
     """Forked inside `exclusive`, the child leaves the block without giving the parent's lock away."""
     with pool.exclusive("mine"):

@@ -91,7 +91,7 @@ class Arena:
                 with self.guard:
                     self._check_usable()
                     current = self.current = self._load()
-                    if self.closed:  # by a signal handler, in the middle of it
+                    if self.closed:  # by a signal handler in the middle of it, and with it the older pin was gone
                         self.current = current._replace(pin=None)  # type: ignore[arg-type]
                         raise self.closed_error()
                     return current

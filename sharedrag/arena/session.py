@@ -163,14 +163,8 @@ class Session:
                 return Pin(self, generations)
 
     def pin(self, manifests: Sequence[Manifest]) -> Pin:
-        """Pin the generations of these manifests. REQUIRES: an older or equal pin of this session is alive.
-
-        Raises `PoolClosed`: a signal handler may have closed the handle, and let go of that pin, in the middle.
-        """
-        made = Pin(self, tuple(one.generation for one in manifests))
-        if self._closing:
-            raise pool_closed(self._region.path)
-        return made
+        """Pin the generations of these manifests. REQUIRES: an older or equal pin of this session is alive."""
+        return Pin(self, tuple(one.generation for one in manifests))
 
     @contextmanager
     def stays(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import numpy as np
 from sharedrag import Pool, PoolFull, Where
 from sharedrag.arena.session import Session
 from sharedrag.memory import layout
+from tests.crash.helpers import alone
 
 
 def create_when_told(conn: Connection, path: str, number: int) -> None:
@@ -179,7 +180,7 @@ def inherit_a_view(conn: Connection, path: str) -> None:
 def hand_a_view_to_a_child(conn: Connection, path: str) -> None:
     """When told, fork a child that keeps a view, in a lower session slot, and let go of it oneself."""
     lower = Pool.open(path, maintenance=False)
-    pool = Pool.open(path, maintenance=False)
+    pool = alone(Pool.open(path, maintenance=False))
     tables, content = _a_view(pool)
     lower.close()  # its slot is the first free one
     conn.send("ready")
@@ -197,7 +198,7 @@ def hand_a_view_to_a_child(conn: Connection, path: str) -> None:
 def pass_a_view_on(conn: Connection, path: str) -> None:
     """When told, fork a child that keeps a view, and let go of it; told again, the child forks one, and is gone."""
     lower = [Pool.open(path, maintenance=False) for _ in range(2)]
-    pool = Pool.open(path, maintenance=False)
+    pool = alone(Pool.open(path, maintenance=False))
     tables, content = _a_view(pool)
     for one in lower:
         one.close()
