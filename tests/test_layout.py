@@ -15,14 +15,16 @@ import pytest
 from sharedrag.arena import block as block_module
 from sharedrag.arena import manifest, segment
 from sharedrag.memory import layout
-from sharedrag.search import columns_layout, coverage, ivf_layout, terms
+from sharedrag.search import columns_layout, coverage, ivf_layout, postings, terms
 from sharedrag.segments import deletions
 from tests.conftest import REPOSITORY
 
 ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
 MODULES = {"layout": layout, "manifest": manifest, "segment": segment, "deletions": deletions}
-MODULES |= {"block": block_module, "coverage": coverage, "index": ivf_layout, "columns": columns_layout, "terms": terms}
-_CELL = re.compile(r"(?:^|(?<=\s\s))\s*(\d[\d,]*)\s{1,4}(\d+)\s+(?:x (\d+) )?(\S.*?)(?=\s{3,}\d|$)")
+MODULES |= {"block": block_module, "coverage": coverage, "index": ivf_layout, "columns": columns_layout}
+MODULES |= {"terms": terms, "postings": postings}
+_PLACE = r"(\d[\d,]*)\s{1,6}(\d+)\s{2,}"
+_CELL = re.compile(rf"(?:^|\s)\s*{_PLACE}(?:x (\d+) )?(\S.*?)(?=\s+{_PLACE.replace('(', '(?:')}|$)")
 
 
 class Field(NamedTuple):
@@ -83,6 +85,11 @@ TABLES = {
     "entry": (manifest, "Entry (", (manifest._ENTRY,)),
     "segment header": (segment, "Header page (", (segment._HEADER, segment._HEADER_CHECKSUM)),
     "deletion vectors": (deletions, "Deletion vectors in the pool", (deletions._HEADER,)),
+    "block": (block_module, "Header (", (block_module._HEADER, block_module._HEADER_CHECKSUM)),
+    "coverage": (coverage, "Payload (", (coverage._HEADER,)),
+    "index": (ivf_layout, "Offset, size, field", (ivf_layout._FIELDS,)),
+    "columns": (columns_layout, "A columns block", (columns_layout.HEADER,)),
+    "terms": (terms, "TERMS", (terms._HEADER,)),
 }
 
 
@@ -104,20 +111,34 @@ def test_a_checksum_covers_what_its_table_says() -> None:
                 if said := re.fullmatch(r"xxh3-64 of bytes 0\.\.(\d+)", field.what):
                     assert int(said[1]) + 1 == field.offset
                     covered += 1
-    assert covered == 3, "superblock, manifest header and segment header"
+    assert covered == 4, "superblock and the headers of manifest, segment and block"
 
 
 def test_magics_and_sizes_of_records_are_as_written() -> None:
     """The magics and the sizes that headings name are those in the code."""
-    for module, magic in ((layout, layout.MAGIC), (manifest, manifest._MAGIC), (segment, segment._MAGIC)):
+    magics = {
+        layout: layout.MAGIC,
+        manifest: manifest._MAGIC,
+        segment: segment._MAGIC,
+        deletions: deletions._MAGIC,
+        block_module: block_module._MAGIC,
+        coverage: coverage._MAGIC,
+        ivf_layout: ivf_layout.MAGIC,
+        columns_layout: columns_layout.MAGIC,
+        terms: terms._MAGIC,
+    }
+    for module, magic in magics.items():
         assert f'magic "{magic.decode("latin-1")}"'.replace("\x01", "\\x01") in (module.__doc__ or "")
-    assert f'magic "{deletions._MAGIC.decode()}"' in (deletions.__doc__ or "")
     assert f"Entry ({manifest._ENTRY.size} B)" in (manifest.__doc__ or "")
     assert (
         f"Table row ({deletions._ROW.size} B): uid u64 | rows it holds for u32 | dead rows u32 | offset of its bits u64"
         in (deletions.__doc__ or "")
     )
     assert deletions._ROW.format == "<QIIQ"
+    assert f"{coverage._RANGE.size}  for each range: segment's uid u8, first row u8, rows u8" in (coverage.__doc__ or "")
+    assert coverage._RANGE.format == "<QQQ"
+    assert f"{terms._RUN.size}  for each run: u8 x 8:" in (terms.__doc__ or "") and terms._RUN.format == "<8Q"
+    assert f"{block_module.HEADER_SIZE}      the payload\n" in (block_module.__doc__ or "")
 
 
 def test_the_node_area_is_where_its_table_says() -> None:
