@@ -105,7 +105,7 @@ def unpack(payload: npt.NDArray[np.uint8]) -> tuple[Settings, npt.NDArray[np.uin
         and 0 < nprobe <= lists < _LIMIT
         and 0 < candidates < _LIMIT
         and 0 < k < _LIMIT
-        and indexed <= rows
+        and indexed <= rows < 1 << 56
         and 0 <= scale < np.inf
         and 0 < target <= 1
     )
