@@ -40,6 +40,7 @@ _KILL_SHARE = 0.75
 _ARMED_SHARE = 0.3
 _SILENT_S = 60.0
 _SHOW_S = 0.5
+_ROUNDS_MAX = 200
 
 
 class Place:
@@ -205,26 +206,30 @@ class Soak:
                 self._compare_all_own(pool, ledgers)
                 self._compare_shared(pool, ledgers)
                 checks.check_verifies(pool)
-                self._maintain_all()
-                pool.move_pins_on()
-                self._maintain_all()
+                self._settle(pool)
                 checks.check_space(pool, self.fixed)
                 checks.check_verifies(pool)
                 for ledger in ledgers:
                     check_own(pool.collection("own"), ledger)
                 for name in pool.collections():
                     pool.drop(name)
-                pool.move_pins_on()
-                self._maintain_all()
+                self._settle(pool)
                 checks.check_space(pool, self.fixed)
         except (Anomaly, AssertionError) as error:
             self.anomalies.append(f"in the end: {error}")
 
-    def _maintain_all(self) -> None:
-        for node in range(self.nodes):
-            with Pool.open(self.path, node=node, maintenance=False) as pool:
-                for _ in range(5):
-                    pool.maintain()
+    def _settle(self, pool: Pool) -> None:
+        """Maintain every node until nothing is left to do: what one round retires the next frees, once no pin sees it."""
+        for _ in range(_ROUNDS_MAX):
+            pool.move_pins_on()
+            reports = []
+            for node in range(self.nodes):
+                with Pool.open(self.path, node=node, maintenance=False) as one:
+                    reports.append(one.maintain())
+            busy = any(one.segments_merged or one.segments_waiting or one.blocks_built for one in reports)
+            if not busy and all(one.elected for one in reports):
+                return
+            time.sleep(0.01)
 
     def _compare_all_own(self, pool: Pool, ledgers: list[Ledger]) -> None:
         expected = {one: value for ledger in ledgers for one, value in ledger.own.items() if value is not None}
