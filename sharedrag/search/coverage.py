@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sharedrag.arena.block import Buffers, Payload
 from sharedrag.search.ivf import Allowed, Index
-from sharedrag.search.ivf_rows import Rows
+from sharedrag.search.ivf_rows import F32, I64, Rows
 from sharedrag.segments.live import Part
 
 _HEADER = struct.Struct("<4sIQ")
@@ -32,6 +32,7 @@ _RANGE = struct.Struct("<QQQ")
 _MAGIC = b"SCOV"
 _ALLOWED_MAX = 16  # masks packed for FAISS, kept per index
 _EXACT_MAX = 1500  # rows up to which all of them are scored rather than the index asked
+_WIDER = 4.0  # times as many lists are probed where those probed hold too little of what may be found
 Mask = npt.NDArray[np.bool_]
 
 
@@ -102,6 +103,26 @@ class CoveredIndex:
         at = bisect_right(self.starts, internal) - 1
         one = self.ranges[at]
         return one.uid, one.start + internal - self.starts[at]
+
+    def search(self, query: F32, k: int, allowed: Allowed | None = None) -> tuple[F32, I64]:
+        """`Index.search`; but fewer than k are found only where there are fewer.
+
+        How many lists to probe follows from how much a filter admits, as if that lay everywhere. Where it is another
+        corner than the query's, the nearest lists may hold nothing of it.
+        """
+        scores, rows = self.index.search(query, k, self.rows, allowed=allowed)
+        settings = self.index.settings
+        if len(rows) >= min(k, settings.indexed if allowed is None else allowed.count):
+            return scores, rows
+        factor, enough = _WIDER, False
+        while not enough:
+            enough = factor * settings.nprobe >= settings.lists
+            found = self.index.candidates(query[None], k, allowed=allowed, nprobe_factor=factor)[0]
+            if found[-1] >= 0 and not enough:  # there they are; their neighbours are of the kind too
+                found = self.index.candidates(query[None], k, allowed=allowed, nprobe_factor=2 * factor)[0]
+                enough = True
+            factor *= _WIDER
+        return self.rows.best(query, found, k)
 
     def allowed(
         self, key: object, masks_of: Callable[[], Mapping[int, Mask | None]]

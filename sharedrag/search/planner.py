@@ -132,14 +132,14 @@ def _ask(
     covered = [positions[uid] for uid in index.by_uid]
     dead = tuple([parts[position].dead for position in covered])
     if asked == "" and not any(dead):
-        return index.index.search(query, k, index.rows)
+        return index.search(query, k)
     allowed, few = index.allowed(
         None if asked is None else (asked, dead),
         lambda: {parts[position].segment.uid: _wanted(parts[position], masks[position]) for position in covered},
     )
     if few is not None:
         return index.rows.best(query, few, k)
-    return index.index.search(query, k, index.rows, allowed=allowed)
+    return index.search(query, k, allowed)
 
 
 def _wanted(part: Part, mask: Mask | None) -> Mask | None:
