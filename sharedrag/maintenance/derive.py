@@ -31,7 +31,8 @@ from sharedrag.search.ivf_rows import Rows
 from sharedrag.segments.live import Part, View
 
 _DERIVED_FROM = 1000  # rows of a sealed segment from which its blocks are worth an extent each
-_TAIL_ROWS = 800  # rows without an index up to which looking at all of them is as fast
+_FIRST_ROWS = 2500  # rows up to which looking at all of them is as fast as asking an index and reading what it names
+_TAIL_ROWS = 1200  # the same beside an index
 _RECENT_ROWS = 8192  # rows up to which the index over recent rows grows by itself before the main one takes them
 _MAIN_SHARE = 8  # and up to this part of the main one
 _COLUMNS_US, _TERMS_US, _TRAIN_US, _ADD_US = 2.0, 10.0, 20.0, 15.0  # processor time a row, about: it only spaces the work
@@ -167,7 +168,7 @@ class Deriver:
         pending = sum(piece.rows for piece in fresh)
         stale = [one for one in known if ivf_build.outgrown(one.settings, _live(parts, one.ranges))]
         stale = [one for one in stale if one.entry.target_millionths != round(target * _MILLION) or _resized(one, parts)]
-        if pending < _TAIL_ROWS and not stale:
+        if pending < (_TAIL_ROWS if known else _FIRST_ROWS) and not stale:
             return
         main = known[0] if known else None
         recent = known[1:]

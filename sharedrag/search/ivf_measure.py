@@ -5,8 +5,8 @@ at the settings where real questions reach a recall of 0.907 (16,000 real senten
 result reach 0.944. So sampled rows are moved by 0.9 of what the rows spread around their mean, in directions drawn with
 the rows' own covariance (random mixtures of rows: embeddings fill few directions). With as many probes, real questions
 and such queries then reach about the same: 0.80 and 0.84, 0.955 and 0.957 at 16,000 rows; 0.949 and 0.953, 0.974 and
-0.973 at 100,000. Where rows lie in tight clusters that would lead into empty space: a row is moved by at most 1.5 times what
-separates rows from their k-th neighbours.
+0.973 at 100,000. Where rows lie in tight clusters that would lead into empty space: a row is moved by at most 2.5 times what
+separates rows from their k-th neighbours (less is too little where many rows have near copies).
 
 **One search** with many probes and candidates answers for all smaller settings: a candidate's list says how many probes
 it takes to meet it, and its place among those met by then how many candidates. The cheapest setting by a model of the
@@ -28,7 +28,7 @@ _QUERIES_MIN, _QUERIES_MAX = 48, 384
 _CANDIDATES_FIRST, _CANDIDATES_MAX = 128, 1024
 _WORK_MAX = 200_000_000  # rows times questions, from half a million rows on
 _BLOCK_ROWS = 1 << 12  # FAISS scores blocks that fit the cache twice as fast
-_DISPLACED = 0.9
+_DISPLACED, _APART_MAX = 0.9, 2.5
 _MIXED = 16
 _NEAR = 48  # rows whose distance to their neighbours is looked at
 _TIES = 2  # equal rows beyond the k-th that may count, as a multiple of k
@@ -117,7 +117,7 @@ def _displaced(vectors: F32, near: I64, rows: Rows, ids: I64, k: int, rng: np.ra
         if len(best):
             apart.append(float(np.linalg.norm(rows.take(best[-1:])[0] - vector)))
     spread = float(np.linalg.norm(mixed, axis=1).mean())
-    step = min(_DISPLACED * spread, 1.5 * sum(apart) / max(1, len(apart) - 1))
+    step = min(_DISPLACED * spread, _APART_MAX * sum(apart) / max(1, len(apart) - 1))
     away *= np.float32(step) / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), np.float32(1e-30))
     moved: F32 = vectors + away
     return moved

@@ -184,9 +184,9 @@ STEPS = [
     Step("put", "history", ("last",), value=13),
     Step("maintain"),
     Step("collection", "indexed"),
-    Step("put", "indexed", names("i", 1200), value=1),
+    Step("put", "indexed", names("i", 2600), value=1),
     Step("maintain"),
-    Step("put", "indexed", names("i", 900), value=2),
+    Step("put", "indexed", names("i", 1300), value=2),
     Step("maintain"),
     Step("close"),
 ]
