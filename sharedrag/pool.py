@@ -146,15 +146,17 @@ class Pool:
         dtype: str = "float32",
         *,
         embedding_model: str | None = None,
+        recall_target: float = 0.95,
     ) -> Collection:
         """The collection of that name, made on first use by anybody and the same for all after.
 
         Without `dimension` an existing collection is taken as it is, and a new one holds no vectors (a key-value
         collection). `metric` is "cosine", "ip" or "l2"; `dtype`, how vectors are stored, "float32" or "float16".
+        Its indexes are built to find `recall_target` of the best ten; it counts where the collection is made.
         Raises `CollectionMismatch` when it exists with another definition, ValueError for an impossible one.
         """
         with self._guard:
-            wanted = catalog.definition(name, dimension, metric, dtype, embedding_model)
+            wanted = catalog.definition(name, dimension, metric, dtype, embedding_model, recall_target)
             found = catalog.find_or_declare(self.arena, wanted)
             known = self._collections.get(name)
             if known is None or differs(known.definition, found) or known.embedding_model != found.embedding_model:

@@ -16,7 +16,14 @@ DIMENSION_MAX = 65_536
 NAME_BYTES_MAX = 255
 
 
-def definition(name: str, dimension: int | None, metric: str, dtype: str, embedding_model: str | None) -> CollectionEntry:
+def definition(
+    name: str,
+    dimension: int | None,
+    metric: str,
+    dtype: str,
+    embedding_model: str | None,
+    recall_target: float,
+) -> CollectionEntry:
     """The definition asked for, not yet numbered; raises ValueError for an impossible one."""
     if not _is_label(name):
         raise ValueError(f"collection name {name!r:.80}: want a str of 1 to {NAME_BYTES_MAX} bytes, all of it valid Unicode")
@@ -28,7 +35,12 @@ def definition(name: str, dimension: int | None, metric: str, dtype: str, embedd
         raise ValueError(f"dtype {dtype!r}: want one of {', '.join(DTYPES)}")
     if embedding_model not in (None, "") and not _is_label(embedding_model):
         raise ValueError(f"embedding_model {embedding_model!r:.80}: want a str of up to {NAME_BYTES_MAX} bytes, or None")
-    return CollectionEntry(0, name, dimension, metric, dtype, embedding_model, time.time_ns() // 1000)
+    if not 0.5 <= recall_target <= 0.999:
+        raise ValueError(f"recall_target {recall_target!r}: from 0.5 to 0.999; for all of them search with exact=True")
+    now_us = time.time_ns() // 1000
+    return CollectionEntry(
+        0, name, dimension, metric, dtype, embedding_model, now_us, recall_target=round(float(recall_target), 6)
+    )
 
 
 def _is_label(given: object) -> bool:
@@ -132,6 +144,7 @@ def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
             wanted.dtype,
             wanted.embedding_model,
             wanted.created_us,
+            recall_target=wanted.recall_target,
         )
         new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
         check_catalog_room(arena.geometry, new, arena.path)

@@ -103,7 +103,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CollectionEntry:
-    """What a node's catalog says of a collection; `number` is this node's own, `rows_retired` all rows that left it."""
+    """What a node's catalog says of a collection; `number` is this node's own, `rows_retired` all rows that left it.
+
+    `recall_target` is what its indexes are built to reach at k = 10.
+    """
 
     number: int
     name: str
@@ -113,6 +116,7 @@ class CollectionEntry:
     embedding_model: str | None
     created_us: int
     rows_retired: int = 0
+    recall_target: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,32 +66,44 @@ class Deriver:
 
     # ------------------------------------------------------------------ for each segment
 
-    def tend(self, name: str, view: View, recall_target: float, budget: Budget | None, report: MaintenanceReport) -> None:
+    def tend(self, name: str, view: View, budget: Budget | None, report: MaintenanceReport) -> None:
         """Build what is missing, or what of it the budget affords. Raises `PoolDamaged`, `PoolBusy`."""
         own = [part for part in view.parts if part.node == self._arena.node]
         for part in own:
             if not part.sealed or part.rows < _DERIVED_FROM:
                 continue
-            for kind, flag, cost_us, build in (
-                (Kind.COLUMNS, HAS_METADATA, _COLUMNS_US, _columns),
-                (Kind.TERMS, HAS_TEXT, _TERMS_US, _terms),
+            for kind, flag, cost_us, build, opened in (
+                (Kind.COLUMNS, HAS_METADATA, _COLUMNS_US, _columns, columns.Columns.open),
+                (Kind.TERMS, HAS_TEXT, _TERMS_US, _terms, terms.Terms.open),
             ):
-                if kind in part.blocks or (kind == Kind.TERMS and not part.segment.shape.dimension):
+                if kind == Kind.TERMS and not part.segment.shape.dimension:
+                    continue
+                there = part.blocks.get(kind)
+                if there is not None and self._is_sound(*there, opened):
                     continue
                 if not _has(part, flag):
                     continue
                 if not _affords(budget, part.rows * cost_us, report):
                     return
-                self._derive(name, part, kind, build)
+                self._derive(name, part, kind, build, [] if there is None else [there[1].uid])
                 report.blocks_built += 1
         if any(part.segment.shape.dimension for part in own):
-            self._tend_index(name, view, own, recall_target, budget, report)
+            self._tend_index(name, view, own, budget, report)
 
-    def _derive(self, name: str, part: Part, kind: Kind, build: Callable[[Segment, int], Buffers]) -> None:
+    def _is_sound(self, node: int, entry: Entry, opened: Callable[[block.Payload], object]) -> bool:
+        """Whether a block can be used; one that was damaged, or made by other rules, is made anew."""
+        try:
+            return opened(self._arena.block(node, entry)) is not None
+        except (PoolDamaged, ValueError):
+            return False
+
+    def _derive(
+        self, name: str, part: Part, kind: Kind, build: Callable[[Segment, int], Buffers], replaced: list[int]
+    ) -> None:
         built = build(part.segment, part.rows)
         reserved = self.reserve(name, kind, built, rows=part.rows, of=part.segment.uid)
         if reserved is not None:
-            self._publish(name, reserved, [part.segment.uid], [])
+            self._publish(name, reserved, [part.segment.uid], replaced)
 
     # ------------------------------------------------------------------ blocks
 
@@ -132,6 +144,14 @@ class Deriver:
         faults.passing("block.published")
         return changed[reserved.entry.uid] is not None
 
+    def _retire(self, uids: list[int]) -> None:
+        """Retire blocks that nothing replaces."""
+        with self._arena.node_locked("maintain") as current:
+            assert current is not None
+            still = [uid for uid in uids if _all_visible(current, [uid])]
+            if still:
+                self._arena.publish(current.with_entries(self.shown(current, None, still)))
+
     @staticmethod
     def shown(current: Manifest, reserved: Reserved | None, replaced: list[int]) -> dict[int, Entry | None]:
         """The entries that change when a block is shown and others go."""
@@ -144,31 +164,35 @@ class Deriver:
 
     # ------------------------------------------------------------------ indexes
 
-    def _indexes(self, name: str) -> list[_Known]:
-        """This node's indexes of a collection, the largest first; damaged ones are left out."""
+    def _indexes(self, name: str) -> tuple[list[_Known], list[int]]:
+        """This node's indexes of a collection, the largest first; and the uids of damaged ones."""
         current = self._arena.refresh().manifests[self._arena.node]
         definition = current.collection(name)
-        found = []
+        found, damaged = [], []
         for entry in current.entries:
             if definition and entry.kind == Kind.INDEX and entry.visible and entry.collection == definition.number:
                 try:
                     ranges, payload = coverage.decode(self._arena.block(self._arena.node, entry))
                     found.append(_Known(entry, ranges, payload, unpack(payload)[0]))
                 except (PoolDamaged, IndexInvalid, ValueError):
-                    continue
-        return sorted(found, key=lambda one: -one.settings.indexed)
+                    damaged.append(entry.uid)
+        return sorted(found, key=lambda one: -one.settings.indexed), damaged
 
-    def _tend_index(
-        self, name: str, view: View, own: list[Part], target: float, budget: Budget | None, report: MaintenanceReport
-    ) -> None:
+    def _tend_index(self, name: str, view: View, own: list[Part], budget: Budget | None, report: MaintenanceReport) -> None:
         """Keep two indexes: a main one, and one over what came since, which it takes in when that has grown."""
         parts = {part.segment.uid: part for part in own if part.segment.shape.dimension}
-        known = [one for one in self._indexes(name) if all(_within(parts, piece) for piece in one.ranges)]
+        definition = self._arena.refresh().manifests[self._arena.node].collection(name)
+        if definition is None:
+            return
+        target = definition.recall_target
+        sound, useless = self._indexes(name)
+        known = [one for one in sound if all(_within(parts, piece) for piece in one.ranges)]
+        useless += [one.entry.uid for one in sound if one not in known]
         fresh = _uncovered(parts, [piece for one in known for piece in one.ranges])
         pending = sum(piece.rows for piece in fresh)
         stale = [one for one in known if ivf_build.outgrown(one.settings, _live(parts, one.ranges))]
         stale = [one for one in stale if one.entry.target_millionths != round(target * _MILLION) or _resized(one, parts)]
-        if pending < (_TAIL_ROWS if known else _FIRST_ROWS) and not stale:
+        if pending < (_TAIL_ROWS if known else _FIRST_ROWS) and not stale and not useless:
             return
         main = known[0] if known else None
         recent = known[1:]
@@ -187,35 +211,41 @@ class Deriver:
         rows = sum(piece.rows for piece in ranges)
         if not _affords(budget, rows * (_TRAIN_US if base is None else _ADD_US), report):
             return
-        self._build_index(name, view, parts, base, ranges, target, replaced, 1 if budget else os.cpu_count() or 1)
+        self._build_index(
+            definition,
+            parts,
+            base,
+            ranges,
+            [*(one.entry.uid for one in replaced), *useless],
+            1 if budget else os.cpu_count() or 1,
+        )
         report.blocks_built += 1
 
     def _build_index(
         self,
-        name: str,
-        view: View,
+        definition: CollectionEntry,
         parts: dict[int, Part],
         base: _Known | None,
         ranges: list[Range],
-        target: float,
-        replaced: list[_Known],
+        replaced: list[int],
         threads: int,
     ) -> None:
         whole = [*base.ranges, *ranges] if base else ranges
-        metric = _metric(self._arena, name)
-        rows = Rows([parts[one.uid].segment.vectors_array[one.start : one.start + one.rows] for one in whole], metric)
+        vectors = [parts[one.uid].segment.vectors_array[one.start : one.start + one.rows] for one in whole]
+        rows = Rows(vectors, definition.metric)
         leave_out = np.concatenate([~_indexable(parts[one.uid])[one.start : one.start + one.rows] for one in whole])
         if base is not None:
             built = ivf_build.extended(base.payload, rows, leave_out=leave_out, threads=threads)
         else:
-            made = ivf_build.build(rows, leave_out=leave_out, recall_target=target, threads=threads)
+            made = ivf_build.build(rows, leave_out=leave_out, recall_target=definition.recall_target, threads=threads)
             if made is None:
+                self._retire(replaced)
                 return
             built = made
-        reserved = self.reserve(name, Kind.INDEX, coverage.encode(whole, built.payload), **_fields(built.settings))
+        payload = coverage.encode(whole, built.payload)
+        reserved = self.reserve(definition.name, Kind.INDEX, payload, **_fields(built.settings))
         if reserved is not None:
-            uids = [one.entry.uid for one in replaced]
-            self._publish(name, reserved, [one.uid for one in whole], uids)
+            self._publish(definition.name, reserved, [one.uid for one in whole], replaced)
 
     def follow_merge(
         self, name: str, group: list[Part], merged: Segment | None, kept: int
@@ -225,8 +255,9 @@ class Deriver:
         If it covers all of them, it covers the merged segment: rows keep their order keys, by which they are found again.
         """
         gone = {part.segment.uid: part for part in group}
-        following: list[tuple[int, Reserved | None]] = []
-        for one in self._indexes(name):
+        sound, damaged = self._indexes(name)
+        following: list[tuple[int, Reserved | None]] = [(uid, None) for uid in damaged]
+        for one in sound:
             if not any(piece.uid in gone for piece in one.ranges):
                 continue
             covered = {uid: sum(piece.rows for piece in one.ranges if piece.uid == uid) for uid in gone}
@@ -327,11 +358,6 @@ def _resized(one: _Known, parts: dict[int, Part]) -> bool:
     """Whether an index has far more or fewer live rows than it was made for."""
     live = _live(parts, one.ranges)
     return not one.settings.trained / ivf_build.GROWTH_MAX <= live <= one.settings.trained * ivf_build.GROWTH_MAX
-
-
-def _metric(arena: Arena, name: str) -> str:
-    definition: CollectionEntry | None = arena.refresh().manifests[arena.node].collection(name)
-    return definition.metric if definition else "cosine"
 
 
 def _fields(settings: Settings) -> dict[str, int]:

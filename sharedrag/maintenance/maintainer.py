@@ -40,7 +40,6 @@ _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
 _MERGED_PER_S = 400 << 20  # bytes, about: it only spaces merges
-_RECALL_TARGET = 0.95  # of an index at k = 10
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
 
 
@@ -140,7 +139,7 @@ class Maintainer:
                     groups = affordable
                 if not any(self._merge(name, view, covered, one, tombstones_below, report) for one in groups):
                     self._write_deletions(name, view, covered, report)
-                    self._deriver.tend(name, view, _RECALL_TARGET, budget, report)
+                    self._deriver.tend(name, view, budget, report)
                     return
             finally:
                 live.release()

@@ -19,7 +19,6 @@ from sharedrag.search.terms import Terms
 from sharedrag.segments.live import Part, View
 
 _log = logging.getLogger("sharedrag")
-_OPENED_MAX = 4096
 _Opened = TypeVar("_Opened")
 
 
@@ -44,6 +43,10 @@ class Blocks:
 
     def indexes(self, view: View) -> list[CoveredIndex]:
         """The indexes whose segments are all in the view, the largest first; of what two cover, the first has it."""
+        self._close_all_but(
+            {entry.uid for _, entry in view.indexes}
+            | {entry.uid for part in view.parts for _, entry in part.blocks.values()}
+        )
         if not view.indexes:
             return []
         segments = {part.segment.uid: part for part in view.parts}
@@ -54,6 +57,11 @@ class Blocks:
                 usable.append(opened)
         return usable
 
+    def _close_all_but(self, uids: set[int]) -> None:
+        """Let go of what the newest manifests do not show; who has an older view opens it again."""
+        for uid in self._opened.keys() - uids:
+            self._opened.pop(uid, None)
+
     def _open(self, node: int, entry: Entry, opener: Callable[[Payload], _Opened | None]) -> _Opened | None:
         if entry.uid in self._opened:
             known: _Opened | None = self._opened[entry.uid]
@@ -63,7 +71,5 @@ class Blocks:
         except (PoolDamaged, ValueError, KeyError) as error:
             _log.warning("block %#x is not used: %s", entry.uid, error)
             opened = None
-        if len(self._opened) >= _OPENED_MAX:
-            self._opened.clear()
         self._opened[entry.uid] = opened
         return opened

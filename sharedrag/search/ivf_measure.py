@@ -2,11 +2,12 @@
 
 **The queries** are rows, displaced. A stored row is too easy a question: it lies in the middle of its own neighbours, and
 at the settings where real questions reach a recall of 0.907 (16,000 real sentence vectors), rows left out of their own
-result reach 0.944. So sampled rows are moved by 0.9 of what the rows spread around their mean, in directions drawn with
-the rows' own covariance (random mixtures of rows: embeddings fill few directions). With as many probes, real questions
-and such queries then reach about the same: 0.80 and 0.84, 0.955 and 0.957 at 16,000 rows; 0.949 and 0.953, 0.974 and
-0.973 at 100,000. Where rows lie in tight clusters that would lead into empty space: a row is moved by at most 2.5 times what
-separates rows from their k-th neighbours (less is too little where many rows have near copies).
+result reach 0.944. So sampled rows are moved by 0.85 of what the rows spread around their mean, in directions drawn with
+the rows' own covariance (random mixtures of rows: embeddings fill few directions), and a row does not count among the
+answers to its own question. With as many probes, real questions and such queries then reach about the same: 0.955 and
+0.958 at 16,000 rows, 0.957 and 0.948 at 100,000. Where rows have near copies, those would make the questions easy: the
+nearer a row's k-th neighbour is, compared with the spread, the farther it is moved. Where rows lie in tight clusters, that
+would lead into empty space: it is moved by at most 2.5 times what separates rows from their k-th neighbours.
 
 **One search** with many probes and candidates answers for all smaller settings: a candidate's list says how many probes
 it takes to meet it, and its place among those met by then how many candidates. The cheapest setting by a model of the
@@ -24,11 +25,11 @@ from sharedrag.search.ivf_layout import METRICS, faiss
 from sharedrag.search.ivf_rows import F32, I64, Rows
 
 MARGIN = 0.01  # aimed at above the target: what is measured on some queries holds for others only about
-_QUERIES_MIN, _QUERIES_MAX = 48, 384
+_QUERIES_MIN, _QUERIES_MAX = 48, 512
 _CANDIDATES_FIRST, _CANDIDATES_MAX = 128, 1024
-_WORK_MAX = 200_000_000  # rows times questions, from half a million rows on
+_EXACT_ROWS_MAX = 250_000  # of more rows not all are looked at for the true answers
 _BLOCK_ROWS = 1 << 12  # FAISS scores blocks that fit the cache twice as fast
-_DISPLACED, _APART_MAX = 0.9, 2.5
+_DISPLACED, _APART_MAX, _COPIES, _COPIES_BELOW = 0.85, 2.5, 0.7, 0.75
 _MIXED = 16
 _NEAR = 48  # rows whose distance to their neighbours is looked at
 _TIES = 2  # equal rows beyond the k-th that may count, as a multiple of k
@@ -89,13 +90,14 @@ def prepare(
     scale: float,
     rng: np.random.Generator,
 ) -> Trial:
-    """Questions for an index that holds the rows `ids`, and their answers by exact search.
+    """Questions for an index that holds the rows `ids`, and their answers.
 
-    `parameters` are any that find most near rows. The rows are taken from all lists evenly, which steadies the result.
+    The answers are those of an exact search; at a million rows that would take a third of the whole build, so beyond
+    `_EXACT_ROWS_MAX` they are those of a search with `parameters`, which are to find nearly all. The rows are taken from
+    all lists evenly, which steadies the result.
     """
     k = min(k, len(ids) - 1)
-    most = max(_QUERIES_MAX // 3, min(_QUERIES_MAX, _WORK_MAX // len(ids)))
-    wanted = min(len(ids), max(_QUERIES_MIN, min(most, len(ids) // 48)))
+    wanted = min(len(ids), max(_QUERIES_MIN, min(_QUERIES_MAX, len(ids) // 48)))
     by_list = ids[np.argsort(list_of[ids], kind="stable")]
     sources = by_list[((np.arange(wanted) + rng.random(wanted)) * (len(ids) / wanted)).astype(np.int64)]
     vectors = rows.take(sources)
@@ -103,7 +105,12 @@ def prepare(
     queries = _displaced(vectors, near, rows, ids, k, rng)
     if rows.metric == "cosine":
         queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), np.float32(1e-30))
-    return Trial(queries, _exact(queries, sources, rows, ids, k), k)
+    kept = min(_TIES * k + 1, len(ids))
+    if len(ids) <= _EXACT_ROWS_MAX:
+        scores, found = _exact(queries, rows, ids, kept)
+    else:
+        scores, found = _nearly_exact(index, parameters, queries, rows, scale, kept)
+    return Trial(queries, _good(scores, found, sources, k), k)
 
 
 def _displaced(vectors: F32, near: I64, rows: Rows, ids: I64, k: int, rng: np.random.Generator) -> F32:
@@ -117,7 +124,9 @@ def _displaced(vectors: F32, near: I64, rows: Rows, ids: I64, k: int, rng: np.ra
         if len(best):
             apart.append(float(np.linalg.norm(rows.take(best[-1:])[0] - vector)))
     spread = float(np.linalg.norm(mixed, axis=1).mean())
-    step = min(_DISPLACED * spread, _APART_MAX * sum(apart) / max(1, len(apart) - 1))
+    distance = sum(apart) / max(1, len(apart) - 1)
+    copied = max(0.0, _COPIES_BELOW - distance / max(spread, 1e-30))
+    step = min((_DISPLACED + _COPIES * copied) * spread, _APART_MAX * distance)
     away *= np.float32(step) / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), np.float32(1e-30))
     moved: F32 = vectors + away
     return moved
@@ -135,12 +144,8 @@ def _mixtures(vectors: F32, count: int, rng: np.random.Generator) -> F32:
     return sums
 
 
-def _exact(queries: F32, sources: I64, rows: Rows, ids: I64, k: int) -> I64:
-    """The ids of the best k of the rows `ids` and of those that equal the k-th, (queries, at most _TIES * k + 1), else -1.
-
-    The row that a query was made from, `sources` (queries,), does not count: no question has its own row.
-    """
-    kept = min(_TIES * k + 1, len(ids))
+def _exact(queries: F32, rows: Rows, ids: I64, kept: int) -> tuple[F32, I64]:
+    """The best `kept` of the rows `ids` by looking at all: (scores, ids), each (queries, kept) in no order."""
     falling = rows.metric != "l2"
     scores = np.empty((len(queries), 0), np.float32)
     found = np.empty((len(queries), 0), np.int64)
@@ -159,6 +164,25 @@ def _exact(queries: F32, sources: I64, rows: Rows, ids: I64, k: int) -> I64:
         if scores.shape[1] > kept:
             best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
             scores, found = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
+    return scores, found
+
+
+def _nearly_exact(index: Any, parameters: Any, queries: F32, rows: Rows, scale: float, kept: int) -> tuple[F32, I64]:
+    """The same from far more lists and candidates than any setting has."""
+    candidates = index.search(scaled(queries, rows.metric, scale), _CANDIDATES_MAX, params=parameters)[1]
+    scores = np.full((len(queries), kept), -np.inf, np.float32)
+    found = np.full((len(queries), kept), -1, np.int64)
+    for number, ids in enumerate(candidates):
+        best_scores, best = rows.best(queries[number], ids, kept)
+        scores[number, : len(best)], found[number, : len(best)] = best_scores, best
+    return scores, found
+
+
+def _good(scores: F32, found: I64, sources: I64, k: int) -> I64:
+    """Of what was found, the ids that score as the k-th best does or better, else -1.
+
+    The row that a query was made from, `sources` (queries,), does not count: no question has its own row.
+    """
     scores[found == sources[:, None]] = -np.inf
     last = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
     found[scores < last - np.float32(1e-6) * np.abs(last)] = -1
@@ -245,8 +269,9 @@ def measured(
     lists = index.nlist
     costs = Costs(kind, rows.dimension, lists, hnsw)
     aim = min(1.0, target + MARGIN)
+    many = min(lists, max(16, lists // 8))
+    parameters = search_parameters(kind, qb, many, ef_for(many) if hnsw else 0)
     probes = min(lists, max(16, lists // 12))
-    parameters = search_parameters(kind, qb, probes, ef_for(probes) if hnsw else 0)
     list_of = _lists_of(index, rows.count)
     trial = prepare(index, parameters, rows, ids, list_of, k, scale, rng)
     queries = scaled(trial.queries, rows.metric, scale)
