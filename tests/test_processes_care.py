@@ -329,6 +329,26 @@ def test_one_round_reclaims_what_it_retired(pool_path: str) -> None:
         assert report.segments_waiting == 0
 
 
+def test_a_round_first_frees_what_earlier_ones_retired(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that is long, or ends before it is through, does not keep what nobody sees any more."""
+    with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:
+        fill_and_decay(alone(pool))
+        table = pool.collection("notes").scan()
+        assert pool.maintain().segments_waiting
+        before = pool.arena.region.allocated()
+        del table
+        pool.move_pins_on()
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Maintainer, "_tend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.maintain()
+        assert pool.arena.region.allocated() < before
+        assert not any(entry.state == State.RETIRED for entry in pool.arena.refresh().manifests[0].entries)
+
+
 def test_a_drop_in_the_middle_of_a_round_ends_nothing(pool_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process drops a collection that the round has yet to come to: the round goes on with the next."""
     with (

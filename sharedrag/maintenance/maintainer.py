@@ -104,6 +104,7 @@ class Maintainer:
                 return report
             started = time.perf_counter()
             reclaim.finish_what_was_begun(self._arena, report)
+            reclaim.reclaim(self._arena, report)  # first what earlier rounds retired: this one may be long, or be killed
             reclaim.close_abandoned_segments(self._arena, report)
             tombstones_below = reclaim.tombstone_limit(self._arena)
             names = [entry.name for entry in reclaim.newest(self._arena).collections]
