@@ -85,8 +85,7 @@ class Deriver:
                     continue
                 if not _affords(budget, part.rows * cost_us, report):
                     return
-                self._derive(name, part, kind, build, [] if there is None else [there[1].uid])
-                report.blocks_built += 1
+                report.blocks_built += self._derive(name, part, kind, build, [] if there is None else [there[1].uid])
         if any(part.segment.shape.dimension for part in own):
             self._tend_index(name, view, own, budget, report)
 
@@ -99,11 +98,11 @@ class Deriver:
 
     def _derive(
         self, name: str, part: Part, kind: Kind, build: Callable[[Segment, int], Buffers], replaced: list[int]
-    ) -> None:
+    ) -> bool:
+        """Whether there was room for it, and its segment is still there."""
         built = build(part.segment, part.rows)
         reserved = self.reserve(name, kind, built, rows=part.rows, of=part.segment.uid)
-        if reserved is not None:
-            self._publish(name, reserved, [part.segment.uid], replaced)
+        return reserved is not None and self._publish(name, reserved, [part.segment.uid], replaced)
 
     # ------------------------------------------------------------------ blocks
 
@@ -189,7 +188,7 @@ class Deriver:
         known = [one for one in sound if all(_within(parts, piece) for piece in one.ranges)]
         useless += [one.entry.uid for one in sound if one not in known]
         fresh = _uncovered(parts, [piece for one in known for piece in one.ranges])
-        pending = sum(piece.rows for piece in fresh)
+        pending = _live(parts, fresh)
         stale = [one for one in known if ivf_build.outgrown(one.settings, _live(parts, one.ranges))]
         stale = [one for one in stale if one.entry.target_millionths != round(target * _MILLION) or _resized(one, parts)]
         if pending < (_TAIL_ROWS if known else _FIRST_ROWS) and not stale and not useless:
@@ -211,7 +210,7 @@ class Deriver:
         rows = sum(piece.rows for piece in ranges)
         if not _affords(budget, rows * (_TRAIN_US if base is None else _ADD_US), report):
             return
-        self._build_index(
+        report.blocks_built += self._build_index(
             definition,
             parts,
             base,
@@ -219,7 +218,6 @@ class Deriver:
             [*(one.entry.uid for one in replaced), *useless],
             1 if budget else os.cpu_count() or 1,
         )
-        report.blocks_built += 1
 
     def _build_index(
         self,
@@ -229,7 +227,8 @@ class Deriver:
         ranges: list[Range],
         replaced: list[int],
         threads: int,
-    ) -> None:
+    ) -> bool:
+        """Whether there was enough to index, and room for it; else what it should replace is retired."""
         whole = [*base.ranges, *ranges] if base else ranges
         vectors = [parts[one.uid].segment.vectors_array[one.start : one.start + one.rows] for one in whole]
         rows = Rows(vectors, definition.metric)
@@ -240,12 +239,11 @@ class Deriver:
             made = ivf_build.build(rows, leave_out=leave_out, recall_target=definition.recall_target, threads=threads)
             if made is None:
                 self._retire(replaced)
-                return
+                return False
             built = made
         payload = coverage.encode(whole, built.payload)
         reserved = self.reserve(definition.name, Kind.INDEX, payload, **_fields(built.settings))
-        if reserved is not None:
-            self._publish(definition.name, reserved, [one.uid for one in whole], replaced)
+        return reserved is not None and self._publish(definition.name, reserved, [one.uid for one in whole], replaced)
 
     def follow_merge(
         self, name: str, group: list[Part], merged: Segment | None, kept: int
@@ -351,7 +349,7 @@ def _uncovered(parts: dict[int, Part], ranges: list[Range]) -> list[Range]:
 
 
 def _live(parts: dict[int, Part], ranges: list[Range]) -> int:
-    return sum(int(parts[one.uid].alive[one.start : one.start + one.rows].sum()) for one in ranges)
+    return sum(int(_indexable(parts[one.uid])[one.start : one.start + one.rows].sum()) for one in ranges)
 
 
 def _resized(one: _Known, parts: dict[int, Part]) -> bool:
