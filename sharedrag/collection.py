@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from sharedrag.search.planner import Planner
 from sharedrag.segments import batch
 from sharedrag.segments.live import LiveRows, Part, View
 
+_new = tuple.__new__  # half the price of calling a NamedTuple
+
 if TYPE_CHECKING:
     from sharedrag.pool import Pool
 
@@ -40,8 +42,7 @@ class Record:
     vector: npt.NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A found record; a higher `score` is better under every metric."""
 
     id: str
@@ -263,10 +264,14 @@ class Collection:
                 hint="Declare it with dimension=..., or use get and find",
             )
         try:
-            single = np.ndim(vectors) == 1
+            single = (vectors.ndim if isinstance(vectors, np.ndarray) else np.ndim(vectors)) == 1
         except ValueError:  # rows of different lengths
             single = False
-        queries = batch.as_vectors([vectors] if single else vectors, self.dimension, "search")
+        if single and isinstance(vectors, np.ndarray) and vectors.shape == (self.dimension,):
+            vectors = vectors.reshape(1, -1)
+        elif single:
+            vectors = [vectors]
+        queries = batch.as_vectors(vectors, self.dimension, "search")
         if batch.are_unit_vectors(queries):
             return queries, single
         squares = batch.squared_norms(queries, self.metric, "search")
@@ -340,7 +345,8 @@ def _hits(parts: tuple[Part, ...], found: knn.Found) -> list[Hit]:
         segment = parts[index].segment
         raw = segment.read(row)
         text = None if raw.text is None else raw.text.decode()
-        hits.append(Hit(raw.id.decode(), score, text, _metadata(segment, row, raw), batch.moment(raw.created_us)))
+        found_metadata, created = _metadata(segment, row, raw), batch.moment(raw.created_us)
+        hits.append(_new(Hit, (raw.id.decode(), score, text, found_metadata, created)))
     return hits
 
 

@@ -3,6 +3,12 @@ exactly with the rows' own vectors.
 
 FAISS searches the blob's bytes in place; opening one takes a few milliseconds at a million rows and no memory for the
 codes. Made by `ivf_build`.
+
+Where only some rows are allowed, FAISS passes over the others, and more lists are probed the fewer are allowed. Looking at
+all allowed rows (`Rows.best`) is exact and costs 46 us for 1,000 of them, 107 for 2,300, 400 for 6,000 at 384 dimensions;
+through an index of 100,000 rows a question takes 150 us at 1 % and at 10 %, 180 at 50 %, and 130 with none excluded. So up
+to some 3,000 allowed rows all of them are the better choice, and beyond for whoever must not miss any: where what is
+allowed lies far from the question, lists are probed until enough of it is met, and recall is less than measured.
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ from sharedrag.search.ivf_rows import F32, I64, Rows
 
 Bools = npt.NDArray[np.bool_]
 
+_RARER = 0.28  # the power of 1 / share by which more lists are probed where only a share of the rows is allowed
+_RARE, _EVEN_PART = 0.3, 0.3
+_MORE_PROBES = 3  # times as many lists where those probed had too few rows that are allowed
 _PARAMETERS_MAX = 64  # kept per index, by how many lists are probed
 _swig_ptr = faiss.swig_ptr
 _empty = np.empty
@@ -77,10 +86,13 @@ class Index:
         ids. Scores are exact: inner products, or minus the squared Euclidean distances under l2.
         """
         settings = self.settings
-        if allowed is None and nprobe_factor == 1.0 and k <= settings.k:
+        if allowed is not None:
+            return self._search_allowed(query, k, rows, allowed, nprobe_factor)
+        if nprobe_factor == 1.0 and k <= settings.k:
             wanted, parameters = settings.candidates, self._default
         else:
-            wanted, parameters = self._plan(k, allowed, nprobe_factor)
+            wanted, nprobe = self._plan(k, None, nprobe_factor)
+            parameters = self._parameters(nprobe, None)
         if not settings.query_scale:
             aimed = query
         elif settings.metric == "cosine":
@@ -91,26 +103,50 @@ class Index:
         self._index.search_c(1, _swig_ptr(aimed), wanted, _swig_ptr(distances), _swig_ptr(found), parameters)
         return rows.best(query, found, k)
 
+    def _search_allowed(self, query: F32, k: int, rows: Rows, allowed: Allowed, nprobe_factor: float) -> tuple[F32, I64]:
+        """`search` where only some rows are allowed: where the nearest lists hold too few of them, in more lists."""
+        settings = self.settings
+        wanted, nprobe = self._plan(k, allowed, nprobe_factor)
+        asked = wanted
+        if allowed.share < _RARE:
+            # Were the allowed rows spread evenly, there would be so many in the lists probed. Where not even a part of
+            # them is there, the question is far from what is allowed, and the best of it is elsewhere.
+            even = allowed.share * nprobe * settings.indexed / settings.lists
+            asked = max(wanted, min(round(_EVEN_PART * even), 4 * wanted))
+        asked = max(1, min(asked, allowed.count))
+        aimed = scaled(query[None], settings.metric, settings.query_scale)
+        distances, found = _empty(asked, np.float32), _empty(asked, np.int64)
+        while True:
+            parameters = self._parameters(nprobe, allowed.selector)
+            self._index.search_c(1, _swig_ptr(aimed), asked, _swig_ptr(distances), _swig_ptr(found), parameters)
+            if found[-1] >= 0 or nprobe >= settings.lists:
+                return rows.best(query, found[:wanted], k)
+            nprobe = min(settings.lists, _MORE_PROBES * nprobe)
+
     def candidates(self, queries: F32, k: int, *, allowed: Allowed | None = None, nprobe_factor: float = 1.0) -> I64:
         """The internal ids worth scoring, for each of the queries (n, dimension): (n, c) int64, -1 at the end of a row."""
-        wanted, parameters = self._plan(k, allowed, nprobe_factor)
+        wanted, nprobe = self._plan(k, allowed, nprobe_factor)
+        parameters = self._parameters(nprobe, allowed.selector if allowed else None)
         aimed = scaled(queries, self.settings.metric, self.settings.query_scale)
         found: I64 = self._index.search(aimed, wanted, params=parameters)[1]
+        while allowed is not None and nprobe < self.settings.lists:
+            short = np.flatnonzero(found[:, -1] < 0)
+            if not len(short):
+                break
+            nprobe = min(self.settings.lists, _MORE_PROBES * nprobe)
+            parameters = self._parameters(nprobe, allowed.selector)
+            found[short] = self._index.search(aimed[short], wanted, params=parameters)[1]
         return found
 
-    def _plan(self, k: int, allowed: Allowed | None, nprobe_factor: float) -> tuple[int, Any]:
-        """(candidates, FAISS's parameters)."""
+    def _plan(self, k: int, allowed: Allowed | None, nprobe_factor: float) -> tuple[int, int]:
+        """(candidates, lists to probe)."""
         settings = self.settings
         more = max(1.0, k / settings.k)
         probes = settings.nprobe * nprobe_factor * more**0.35
-        wanted = settings.candidates * more**0.8
-        selector = None
+        wanted = max(k, round(settings.candidates * more**0.8), 1)
         if allowed is not None:
-            selector = allowed.selector
-            probes *= max(allowed.share, 1e-6) ** -0.33
-            wanted = min(wanted, allowed.count)
-        nprobe = max(1, min(settings.lists, round(probes)))
-        return max(k, round(wanted), 1), self._parameters(nprobe, selector)
+            probes *= max(allowed.share, 1e-6) ** -_RARER
+        return wanted, max(1, min(settings.lists, round(probes)))
 
     def _parameters(self, nprobe: int, selector: Any) -> Any:
         if selector is not None:

@@ -86,8 +86,12 @@ def _best(
     scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], places: list[tuple[int, int]], k: int, metric: str
 ) -> Found:
     """The best k of the blocks' best k each: item i is of block i // k."""
-    best = (-scores).argsort(kind="stable")[:k]
-    values, owners, found = scores[best].tolist(), (best // k).tolist(), rows[best].tolist()
+    if len(places) == 1:  # FAISS has sorted them
+        values, found = scores.tolist(), rows.tolist()
+        owners = [0] * len(found)
+    else:
+        best = (-scores).argsort(kind="stable")[:k]
+        values, owners, found = scores[best].tolist(), (best // k).tolist(), rows[best].tolist()
     if found and found[-1] < 0:  # fewer than k in all: what is missing sorts last
         kept = sum(row >= 0 for row in found)
         values, owners, found = values[:kept], owners[:kept], found[:kept]

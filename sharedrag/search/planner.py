@@ -16,7 +16,7 @@ from sharedrag.search.coverage import CoveredIndex, Range
 from sharedrag.search.knn import Found, Mask
 from sharedrag.segments.live import Part, View
 
-_INDEXED_K_MAX = 1000  # for more hits than this all rows are compared
+_INDEXED_K_MAX = 128  # for more hits than this all rows are compared: settings were measured at ten
 Span = tuple[int, int]
 
 

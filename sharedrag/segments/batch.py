@@ -128,7 +128,7 @@ def microseconds(moment: object) -> int:
 
 def moment(created_us: int) -> datetime:
     """The UTC datetime of microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=created_us)
+    return _EPOCH + timedelta(0, 0, created_us)
 
 
 def _items(given: Any, name: str, count: int) -> Sequence[Any]:

@@ -70,13 +70,13 @@ class Workshop:
         """The path of a pool with that many rows, merged until it settled, which this process keeps open and has read."""
         if rows not in self._pools:
             self.tell(f"loading {rows:,} rows")
-            pool = self._pools[rows] = Pool.open(self.fresh("loaded"), create=True, capacity="1 GiB")
+            pool = self._pools[rows] = Pool.open(self.fresh("loaded"), create=True, capacity="1 GiB", maintenance=False)
             collection = pool.collection(COLLECTION, dimension=data.DIMENSION)
             for call in data.records(rows, seed=1).calls(_LOAD_BATCH):
                 collection.put(*call)
             for _ in range(_SETTLE_ROUNDS_MAX):
                 report = pool.maintain()
-                if not (report.segments_merged or report.segments_sealed or report.segments_freed):
+                if not (report.segments_merged or report.segments_freed or report.blocks_built):
                     break
             collection.search(data.vectors(1, seed=2)[0])
         return self._pools[rows].path
