@@ -216,9 +216,12 @@ def _packed(index: Any, settings: Settings) -> Built:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """FAISS may use so many threads for what this one calls; OpenMP keeps the number for each thread."""
+    """FAISS may use so many threads for what this one calls; OpenMP keeps the number for each thread.
+
+    Never more than it may use now: in the child of a process whose OpenMP threads ran, that is one, and two hang.
+    """
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
+    faiss.omp_set_num_threads(min(count, before))
     try:
         yield
     finally:
