@@ -107,7 +107,7 @@ def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def _nodes(nodes: list[NodeInfo]) -> RenderableType:
+def _nodes(nodes: Sequence[NodeInfo]) -> RenderableType:
     table = _table(
         "Nodes",
         "node",
@@ -176,7 +176,7 @@ def _lanes(info: PoolInfo) -> RenderableType:
     return table
 
 
-def processes_view(sessions: list[SessionInfo]) -> RenderableType:
+def processes_view(sessions: Sequence[SessionInfo]) -> RenderableType:
     """The attached processes: who, since when, in what state, at what cost."""
     numbers = ("behind", "private", "shared")
     table = _table("Attached processes", "node", "process", "label", "since", "state", *numbers, right=numbers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +15,9 @@ from sharedrag.errors import PoolDamaged
 from sharedrag.memory import layout, order, superblock
 from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments.live import LiveRows
+
+#: (pid, inode of the pool's file) -> (private, shared) resident bytes; None where the kernel does not tell
+MemoryOf: TypeAlias = Callable[[int, int], tuple[int | None, int | None]]
 
 
 class LaneInfo(BaseModel):
@@ -101,10 +106,10 @@ class PoolInfo(BaseModel):
     capacity: int
     allocated: int
     free: int
-    nodes: list[NodeInfo]
-    collections: list[CollectionInfo]
-    lanes: list[LaneInfo]
-    sessions: list[SessionInfo]
+    nodes: Sequence[NodeInfo]
+    collections: Sequence[CollectionInfo]
+    lanes: Sequence[LaneInfo]
+    sessions: Sequence[SessionInfo]
 
 
 class MaintenanceReport(BaseModel):
@@ -200,8 +205,8 @@ def lane_infos(arena: Arena, own_lane: int | None) -> list[LaneInfo]:
     return found
 
 
-def session_infos(arena: Arena) -> list[SessionInfo]:
-    """The attached processes of all nodes."""
+def session_infos(arena: Arena, memory: MemoryOf) -> list[SessionInfo]:
+    """The attached processes of all nodes, with what `memory` says that they cost."""
     geometry, words = arena.geometry, arena.region.words
     manifests = arena.refresh().manifests
     pool_inode = arena.region.identity[1]
@@ -214,7 +219,7 @@ def session_infos(arena: Arena) -> list[SessionInfo]:
             if not pid or not (mine or arena.session.locks.held_elsewhere(offset)):
                 continue
             pinned = words[((offset + layout.SESSION_PINS) >> 3) + node] & order.VALUE_MASK
-            private, shared = process_memory(pid, pool_inode)
+            private, shared = memory(pid, pool_inode)
             found.append(
                 SessionInfo(
                     node=node,

@@ -230,12 +230,15 @@ class Pool:
 
     # ------------------------------------------------------------------ information and care
 
-    def info(self) -> PoolInfo:
-        """Collections, segments, lanes and who holds them, sessions, bytes used, reserved and in all."""
-        with self.arena.session.stays():
-            return self._info()
+    def info(self, *, memory: info.MemoryOf = info.process_memory) -> PoolInfo:
+        """Collections, segments, lanes and who holds them, sessions, bytes used, reserved and in all.
 
-    def _info(self) -> PoolInfo:
+        `memory` says what a process costs; to ask the kernel takes milliseconds for each.
+        """
+        with self.arena.session.stays():
+            return self._info(memory)
+
+    def _info(self, memory: info.MemoryOf) -> PoolInfo:
         geometry = self.arena.geometry
         nodes = [info.node_info(self.arena, node) for node in range(geometry.nodes)]
         lane = self._writer.lane
@@ -253,7 +256,7 @@ class Pool:
             nodes=nodes,
             collections=list(self._collection_infos()),
             lanes=info.lane_infos(self.arena, lane.number if lane else None),
-            sessions=info.session_infos(self.arena),
+            sessions=info.session_infos(self.arena, memory),
         )
 
     def _collection_infos(self) -> Iterator[CollectionInfo]:

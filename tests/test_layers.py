@@ -15,7 +15,7 @@ LAYERS = (
     ("arena",),
     ("segments",),
     ("filters", "info", "search", "maintenance"),
-    ("writer", "keeper", "collection", "pool", "embed"),
+    ("writer", "keeper", "collection", "pool", "embed", "watch"),
     ("__init__", "llama_index", "langchain", "cli", "cli_view", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
