@@ -26,6 +26,7 @@ from sharedrag.segments import batch
 from sharedrag.segments.live import LiveRows, Part, View
 
 _new = tuple.__new__  # half the price of calling a NamedTuple
+_parsed = orjson.loads
 
 if TYPE_CHECKING:
     from sharedrag.pool import Pool
@@ -343,10 +344,13 @@ def _hits(parts: tuple[Part, ...], found: knn.Found) -> list[Hit]:
     hits = []
     for score, index, row in zip(*found, strict=True):
         segment = parts[index].segment
-        raw = segment.read(row)
-        text = None if raw.text is None else raw.text.decode()
-        found_metadata, created = _metadata(segment, row, raw), batch.moment(raw.created_us)
-        hits.append(_new(Hit, (raw.id.decode(), score, text, found_metadata, created)))
+        encoded_id, text, fields, created_us, *_ = segment.read(row)
+        try:
+            metadata = {} if fields is None else _parsed(fields)
+        except orjson.JSONDecodeError:
+            raise segment.damaged("metadata is not JSON", "metadata_offsets", row, 4) from None
+        created = batch.moment(created_us)
+        hits.append(_new(Hit, (encoded_id.decode(), score, None if text is None else text.decode(), metadata, created)))
     return hits
 
 

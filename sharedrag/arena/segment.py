@@ -26,11 +26,15 @@ Columns, each 64-byte aligned, from byte 4,096 on (n = rows it has room for):
     norm       f4[n]   length of the vector as it was given (cosine: vectors are stored as unit vectors)
     vectors    f4 or f2 [n, dimension]
     *_heap     u1      the strings' bytes
+
+f4 vectors begin at a multiple of their width in the file, where that or its least multiple of 64 is at most 16 KiB: so any
+two segments' vectors are whole rows apart, and FAISS can be given rows of all of them by number.
 """
 
 from __future__ import annotations
 
 import struct
+from math import lcm
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,11 +62,13 @@ ROW_MASK = (1 << ROW_BITS) - 1
 ROWS_MAX = ROW_MASK - 1
 HASH_MASK = (1 << 31) - 1
 HEAP_MAX = (1 << 31) - 1
+_VECTORS_STEP_MAX = 16 << 10
 NORM_ONE = 0x3F800000  # the bits of float32 1.0
 DTYPES: dict[str, int] = {"none": 0, "float32": 1, "float16": 2}
 _NUMPY: dict[int, type[np.generic]] = {1: np.float32, 2: np.float16}
 _U64 = (1 << 64) - 1
 _new = tuple.__new__  # half the price of calling a NamedTuple
+_digest = xxhash.xxh3_64_intdigest
 
 
 class Shape(NamedTuple):
@@ -76,8 +82,14 @@ class Shape(NamedTuple):
     text_bytes: int
     metadata_bytes: int
 
-    def columns(self) -> dict[str, tuple[int, int]]:
-        """Name -> (offset from the segment's start, size), both in bytes, in file order."""
+    @property
+    def vectors_step(self) -> int:
+        """Of what the place of the vectors in the file is a multiple: see above; at least 64."""
+        step = lcm(64, 4 * self.dimension) if self.dimension and self.dtype == 1 else 64
+        return step if step <= _VECTORS_STEP_MAX else 64
+
+    def columns(self, offset: int = 0) -> dict[str, tuple[int, int]]:
+        """Name -> (offset from the start of a segment that lies at `offset` in the file, size), in bytes, in file order."""
         width = 4 if self.dtype == 1 else 2
         sizes = {
             "flags": 2 * self.rows,
@@ -95,11 +107,13 @@ class Shape(NamedTuple):
             "text_heap": self.text_bytes,
             "metadata_heap": self.metadata_bytes,
         }
-        at, placed = HEADER_SIZE, {}
+        at, skipped, placed = HEADER_SIZE, 0, {}
         for name, size in sizes.items():
+            if name == "vectors":
+                at, skipped = at + -(offset + at) % self.vectors_step, -(offset + at) % self.vectors_step
             placed[name] = (at, size)
             at += (size + 63) & ~63
-        placed["end"] = (at, 0)
+        placed["end"] = (at + self.vectors_step - 64 - skipped, 0)  # the same at any offset
         return placed
 
     @property
@@ -182,7 +196,7 @@ class Segment:
         self.shape, self.lane = self._read_header(region, offset, uid, size_allocated)
         self.watermark_index = (offset + _WATERMARK_OFFSET) >> 3
         self.epoch_index = (offset + _EPOCH_OFFSET) >> 3
-        self.columns = self.shape.columns()
+        self.columns = self.shape.columns(offset)
         view = self._view
         self.flags = view("flags", "H")
         self.key = view("key", "Q")
@@ -205,13 +219,24 @@ class Segment:
 
     def _columns_of_a_row(self) -> tuple[Any, ...]:
         """What `read` needs, in one tuple: unpacking it costs less than as many attributes."""
-        strings = (
-            (self.id_offsets, self.id_heap, len(self.id_heap), "id_offsets"),
-            (self.text_offsets, self.text_heap, len(self.text_heap), "text_offsets"),
-            (self.metadata_offsets, self.metadata_heap, len(self.metadata_heap), "metadata_offsets"),
+        return (
+            self.flags,
+            self.key,
+            self.created,
+            self.checksum,
+            self.norm_bits,
+            self.id_offsets,
+            self.id_heap,
+            len(self.id_heap),
+            self.text_offsets,
+            self.text_heap,
+            len(self.text_heap),
+            self.metadata_offsets,
+            self.metadata_heap,
+            len(self.metadata_heap),
+            self.vector_bytes,
+            self.vector_width,
         )
-        rest = (self.norm_bits, strings, self.vector_bytes, self.vector_width)
-        return (self.flags, self.key, self.created, self.checksum, *rest)
 
     @staticmethod
     def _read_header(region: Region, offset: int, uid: int, size_allocated: int) -> tuple[Shape, int]:
@@ -419,30 +444,56 @@ class Segment:
 
     def read(self, row: int) -> RawRow:
         """A published row, its checksum verified; raises `PoolDamaged`."""
-        flags_column, keys, created_column, checksums, norms, strings, vectors, width = self._row_columns
+        # Spelled out, as are `flags_word` and `row_checksum` in it: a search does this for each hit.
+        (
+            flags_column,
+            keys,
+            created_column,
+            checksums,
+            norms,
+            id_offsets,
+            ids,
+            ids_size,
+            text_offsets,
+            texts,
+            texts_size,
+            metadata_offsets,
+            metadata,
+            metadata_size,
+            vectors,
+            width,
+        ) = self._row_columns
         key = keys[row]
         word = flags_column[row]
         flags = word & FLAGS_MASK
-        if word != flags | ((key + (flags << 8)) % FLAGS_PRIME + 1) << 4:  # `flags_word`, spelled out: ten times a search
+        if word != flags | ((key + (flags << 8)) % FLAGS_PRIME + 1) << 4:
             raise self.damaged("flags and key fail their check", "flags", row, 2)
-        found = []
-        for offsets, heap, size, column in strings:
-            start, stop = offsets[row], offsets[row + 1]
-            if not 0 <= start <= stop <= size:
-                raise self.damaged("impossible string offsets", column, row, 4)
-            found.append(heap[start:stop].tobytes())
-        encoded_id, text, metadata = found
+        after = row + 1
+        start, stop = id_offsets[row], id_offsets[after]
+        if not 0 <= start <= stop <= ids_size:
+            raise self.damaged("impossible string offsets", "id_offsets", row, 4)
+        encoded_id = ids[start:stop].tobytes()
+        start, stop = text_offsets[row], text_offsets[after]
+        if not 0 <= start <= stop <= texts_size:
+            raise self.damaged("impossible string offsets", "text_offsets", row, 4)
+        text = texts[start:stop].tobytes()
+        start, stop = metadata_offsets[row], metadata_offsets[after]
+        if not 0 <= start <= stop <= metadata_size:
+            raise self.damaged("impossible string offsets", "metadata_offsets", row, 4)
+        fields = metadata[start:stop].tobytes()
         created_us = created_column[row]
         norm_bits = norms[row] if width else NORM_ONE
-        vector = vectors[row * width : (row + 1) * width] if flags & HAS_VECTOR else b""
-        if row_checksum(encoded_id + text + metadata, vector, key, created_us, flags, norm_bits) != checksums[row]:
+        seed = key ^ (created_us & _U64) ^ flags << 48 ^ norm_bits << 8
+        if flags & HAS_VECTOR:
+            seed ^= _digest(vectors[row * width : row * width + width])
+        if _digest(encoded_id + text + fields, seed) != checksums[row]:
             raise self.damaged("the row's checksum is wrong", "checksum", row)
         return _new(
             RawRow,
             (
                 encoded_id,
                 text if flags & HAS_TEXT else None,
-                metadata if flags & HAS_METADATA else None,
+                fields if flags & HAS_METADATA else None,
                 created_us,
                 key,
                 flags,

@@ -98,11 +98,16 @@ class CoveredIndex:
             for uid, ranges in self.by_uid.items()
         )
 
-    def place(self, internal: int) -> tuple[int, int]:
-        """(segment's uid, row) of an internal id."""
-        at = bisect_right(self.starts, internal) - 1
-        one = self.ranges[at]
-        return one.uid, one.start + internal - self.starts[at]
+    def places(self, internal: Sequence[int], positions: Mapping[int, int]) -> tuple[list[int], list[int]]:
+        """(positions, rows) of internal ids: `positions` says by uid which part of a view a segment is."""
+        parts, rows = [], []
+        starts, ranges = self.starts, self.ranges
+        for one in internal:
+            at = bisect_right(starts, one) - 1
+            uid, start, _ = ranges[at]
+            parts.append(positions[uid])
+            rows.append(one - starts[at] + start)
+        return parts, rows
 
     def search(self, query: F32, k: int, allowed: Allowed | None = None) -> tuple[F32, I64]:
         """`Index.search`; but fewer than k are found only where there are fewer.

@@ -52,9 +52,11 @@ class Rows:
     """
 
     __slots__ = (
+        "_back",
         "_base",
         "_grid",
         "_offsets",
+        "_places_count",
         "_scratches",
         "_starts",
         "_step",
@@ -71,12 +73,13 @@ class Rows:
         self.metric = metric
         self.dtype = first.dtype
         self.dimension = int(first.shape[1])
-        self.count = sum(len(array) for array in arrays)
+        self.count = self._places_count = sum(len(array) for array in arrays)
         self._scratches = _free.setdefault((self.dimension, metric), [])
         self._base = _swig_ptr(self.arrays[0]) if len(self.arrays) == 1 and self.dtype == np.float32 else None
         self._grid: Vectors | None = None
         self._starts = self._offsets = np.empty(0, np.int64)
         self._step = 0
+        self._back: tuple[I64, I64] | None = None  # from places on the grid to internal ids, where each is one row's
         if len(self.arrays) > 1:
             self._lay_grid()
 
@@ -97,7 +100,12 @@ class Rows:
         )
         self._starts = np.cumsum([0] + [len(array) for array in self.arrays[:-1]])
         self._step = row_size // pitch
-        self._offsets = np.array([(address - first) // pitch for address in addresses]) - self._starts * self._step
+        begins = np.array([(address - first) // pitch for address in addresses])
+        self._offsets = begins - self._starts * self._step
+        if self._step == 1 and self.dtype == np.float32:
+            order = begins.argsort()
+            self._back = begins[order], self._offsets[order]
+            self._base, self._places_count = _swig_ptr(lowest), len(self._grid)
 
     def _places(self, ids: I64) -> I64:
         """Where on the grid the rows `ids` begin."""
@@ -131,18 +139,7 @@ class Rows:
         if not k:
             return scores, best
         if self._base is not None:
-            _by_idx[self.metric](
-                _swig_ptr(query),
-                self._base,
-                _swig_ptr(ids),
-                self.dimension,
-                1,
-                self.count,
-                len(ids),
-                k,
-                _swig_ptr(scores),
-                _swig_ptr(best),
-            )
+            self._best_in_place(query, ids, k, scores, best)
         else:
             if ids[-1] < 0:
                 ids = ids[ids >= 0]
@@ -153,6 +150,27 @@ class Rows:
         if self.metric == "l2":
             np.negative(scores, scores)
         return scores, best
+
+    def _best_in_place(self, query: F32, ids: I64, k: int, scores: F32, best: I64) -> None:
+        if self._back is not None:
+            if ids[-1] < 0:
+                ids = ids[ids >= 0]
+            ids = ids + self._offsets[self._starts.searchsorted(ids, "right") - 1]
+        _by_idx[self.metric](
+            _swig_ptr(query),
+            self._base,
+            _swig_ptr(ids),
+            self.dimension,
+            1,
+            self._places_count,
+            len(ids),
+            k,
+            _swig_ptr(scores),
+            _swig_ptr(best),
+        )
+        if self._back is not None:
+            begins, offsets = self._back
+            best -= np.where(best < 0, 0, offsets[begins.searchsorted(best, "right") - 1])
 
     def _best_gathered(self, query: F32, ids: I64, k: int, scores: F32, best: I64) -> None:
         wanted = len(ids)

@@ -28,7 +28,18 @@ class _Plan(NamedTuple):
     until: dict[int, int]  # by uid: one past the last covered row
 
 
+class _Cut(NamedTuple):
+    """What of a plan and a view all questions share that are asked of that view."""
+
+    version: int
+    positions: dict[int, int]  # by uid: which part of the view that segment is
+    spans: list[list[Span]] | None  # for each part the rows that no index covers; None if there are none at all
+    dead: list[tuple[int, ...]]  # for each index how many rows of each segment it covers are dead
+
+
 _NO_PLAN = _Plan([], {}, {})
+_NO_CUT = _Cut(-1, {}, None, [])
+_NOTHING = Found([], [], [])
 
 
 class Planner:
@@ -39,6 +50,7 @@ class Planner:
         self._blocks = blocks
         self._metric = metric
         self._planned: tuple[object, _Plan] = ((), _NO_PLAN)
+        self._cut_of: tuple[_Plan, _Cut] = (_NO_PLAN, _NO_CUT)
 
     def search(
         self, view: View, masks: list[Mask | None], asked: object, queries: npt.NDArray[np.float32], k: int, exact: bool
@@ -51,14 +63,19 @@ class Planner:
         plan = _NO_PLAN if exact or k > _INDEXED_K_MAX else self._plan(view)
         if not plan.indexes:
             return knn.search_parts(view.parts, masks, queries, k, self._metric)
-        parts = {part.segment.uid: position for position, part in enumerate(view.parts)}
-        spans = [_uncovered(plan, part) for part in view.parts]
-        answers = knn.search_parts(view.parts, masks, queries, k, self._metric, spans)
+        cut = self._cut(view, plan)
+        if cut.spans is None:
+            answers = [_NOTHING] * len(queries)
+        else:
+            answers = knn.search_parts(view.parts, masks, queries, k, self._metric, cut.spans)
         for number, query in enumerate(queries):
             found = [answers[number]]
-            for index in plan.indexes:
-                scores, rows = _ask(index, view.parts, parts, masks, asked, query, k)
-                found.append(self._found(index, parts, scores, rows))
+            for index, dead in zip(plan.indexes, cut.dead, strict=True):
+                scores, rows = _ask(index, view.parts, cut.positions, dead, masks, asked, query, k)
+                values = scores.tolist()
+                if self._metric == "l2":
+                    values = [-math.sqrt(max(0.0, -value)) for value in values]
+                found.append(Found(values, *index.places(rows.tolist(), cut.positions)))
             answers[number] = _merged(found, k)
         return answers
 
@@ -70,18 +87,17 @@ class Planner:
             self._planned = (view.indexes, plan)
         return plan
 
-    def _found(
-        self,
-        index: CoveredIndex,
-        parts: Mapping[int, int],
-        scores: npt.NDArray[np.float32],
-        rows: npt.NDArray[np.int64],
-    ) -> Found:
-        values = scores.tolist()
-        if self._metric == "l2":
-            values = [-math.sqrt(max(0.0, -value)) for value in values]
-        places = [index.place(one) for one in rows.tolist()]
-        return Found(values, [parts[uid] for uid, _ in places], [row for _, row in places])
+    def _cut(self, view: View, plan: _Plan) -> _Cut:
+        """Made once for each view: while the plan is the same, views with equal versions have the same rows."""
+        of, cut = self._cut_of
+        if of is not plan or cut.version != view.version:
+            parts = view.parts
+            positions = {part.segment.uid: position for position, part in enumerate(parts)}
+            spans = [_uncovered(plan, part) for part in parts]
+            dead = [tuple([parts[positions[uid]].dead for uid in index.by_uid]) for index in plan.indexes]
+            cut = _Cut(view.version, positions, spans if any(spans) else None, dead)
+            self._cut_of = (plan, cut)
+        return cut
 
 
 def _plan_of(indexes: list[CoveredIndex]) -> _Plan:
@@ -123,16 +139,16 @@ def _ask(
     index: CoveredIndex,
     parts: tuple[Part, ...],
     positions: Mapping[int, int],
+    dead: tuple[int, ...],
     masks: list[Mask | None],
     asked: object,
     query: npt.NDArray[np.float32],
     k: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """(scores, internal ids) of one index's best."""
-    covered = [positions[uid] for uid in index.by_uid]
-    dead = tuple([parts[position].dead for position in covered])
     if asked == "" and not any(dead):
         return index.search(query, k)
+    covered = [positions[uid] for uid in index.by_uid]
     allowed, few = index.allowed(
         None if asked is None else (asked, dead),
         lambda: {parts[position].segment.uid: _wanted(parts[position], masks[position]) for position in covered},

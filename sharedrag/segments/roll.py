@@ -59,7 +59,7 @@ def shape_for(size: int, batch: Batch, previous: Segment | None, definition: Col
     averages = [average * _MARGIN for average in averages]
     empty = _shape(1, definition, 0, 0, 0)
     fixed = 2 + 8 * 5 + 4 * 3 + (4 + empty.dimension * (4 if empty.dtype == 1 else 2) if empty.dimension else 0)
-    rows = min(ROWS_MAX, int((size - HEADER_SIZE - _PADDING) / (fixed + sum(averages))))
+    rows = min(ROWS_MAX, int((size - HEADER_SIZE - _PADDING - empty.vectors_step) / (fixed + sum(averages))))
     if rows > least.rows:
         heaps = [min(HEAP_MAX, max(need, int(rows * average))) for need, average in zip(least[4:], averages, strict=True)]
         roomy = _shape(rows, definition, *heaps)
