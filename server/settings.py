@@ -1,0 +1,50 @@
+"""What a server can be told, by environment variables `SHAREDRAG_...` (or `sharedrag serve`, which sets them for its workers)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Each field is the variable of its name in capitals behind `SHAREDRAG_`: `SHAREDRAG_POOL`, `SHAREDRAG_RATE`, ..."""
+
+    model_config = SettingsConfigDict(env_prefix="SHAREDRAG_", frozen=True, extra="ignore")
+
+    pool: Path = Field(default=Path("/dev/shm/sharedrag.pool"), description="Path of the pool; made if it is not there.")
+    capacity: str = Field(default="2 GiB", description="Its capacity where it is made here.")
+    node: Annotated[int, Field(ge=0)] = Field(default=0, description="The lock domain to attach as.")
+    nodes: Annotated[int, Field(ge=1)] = Field(default=1, description="Lock domains of a pool that is made here.")
+    label: str = Field(default="", description="What this node calls itself in `sharedrag info` and beside messages.")
+    history: str = Field(default="history", description="The history's name in the pool.")
+    embedder: str = Field(default="light", description="As `sharedrag.embed.load_embedder` takes it.")
+    maintenance: float = Field(default=0.1, description="The share of one core for the pool's care, in one worker at a time.")
+
+    admin_key: SecretStr | None = Field(default=None, description="The admin key; without one, the first start makes it.")
+
+    threads: Annotated[int, Field(ge=1)] = Field(default=4, description="Threads of a worker that ask the pool and embed.")
+    queue: Annotated[int, Field(ge=1)] = Field(default=256, description="Calls that may wait for them; more get a 503.")
+    body_max: Annotated[int, Field(ge=1)] = Field(default=4 * MIB, description="Bytes of a request's body; more get a 413.")
+    rate: Annotated[float, Field(ge=0)] = Field(
+        default=200.0, description="Requests a second of one user, in each worker; more get a 429. 0: no limit."
+    )
+    burst: Annotated[int, Field(ge=1)] = Field(default=400, description="How many may come at once before the rate counts.")
+    streams: Annotated[int, Field(ge=0)] = Field(default=256, description="Event streams of one worker; more get a 503.")
+    keepalive_s: Annotated[float, Field(gt=0)] = Field(default=15.0, description="A silent event stream says so this often.")
+    shutdown_s: Annotated[int, Field(ge=0)] = Field(default=30, description="How long answers in flight may take at the end.")
+    switch_interval_s: Annotated[float, Field(gt=0)] = Field(
+        default=0.0005, description="How long a thread may keep the interpreter while the event loop wants it."
+    )
+    cors_origins: list[str] = Field(default=[], description="Origins (JSON list) whose pages may call; none by default.")
+    metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
+    metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")
+
+    upstream_url: str | None = Field(default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1.")
+    upstream_key: SecretStr | None = Field(default=None, description="The key for it.")
+    upstream_model: str | None = Field(default=None, description="The model to ask for; by default what the client names.")
+    upstream_timeout_s: Annotated[float, Field(gt=0)] = Field(default=120.0, description="How long it may be silent.")
