@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -174,19 +176,40 @@ def verify(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> Non
 
 
 @app.command()
-def maintain(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> None:
+def maintain(
+    path: PoolPath,
+    as_json: AsJson = False,
+    stay: Annotated[bool, typer.Option("--stay", help="Go on until stopped, whenever there is something to do.")] = False,
+    share: Annotated[
+        float, typer.Option("--share", min=0.01, max=1.0, help="With --stay: the share of one core it may take.")
+    ] = 0.5,
+    node: NodeOption = 0,
+) -> None:
     """Run one round of maintenance now: merge, drop what is superseded, give memory back.
 
     Processes that have the pool open do this by themselves; this is for a pool that nobody has open, or for now rather
-    than soon.
+    than soon. With --stay it is the pool's one maintainer, so that no process that answers questions has to be.
 
     ```
     sharedrag maintain /dev/shm/team.pool
+    sharedrag maintain /dev/shm/team.pool --stay --share 0.3
     ```
     """
+    if stay:
+        with Pool.open(path, name="sharedrag maintain", maintenance=share, node=node):
+            _until_stopped()
+        return
     with _open(path, "maintain", node=node) as pool:
         report = pool.maintain()
     _show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
+
+
+def _until_stopped() -> None:
+    """Return at SIGTERM or SIGINT."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,23 @@ class TestMaintain:
         assert result.exit_code == 0, result.output
         assert "Done in" in result.stdout or "Another process" in result.stdout
         assert len(history) == 3
+
+    def test_with_stay_it_goes_on_until_it_is_stopped(self, pool_path: str) -> None:
+        """What others write while it stays is indexed by it and nobody else; SIGTERM ends it with code 0."""
+        with Pool.open(pool_path, create=True, capacity="64 MiB", maintenance=False) as pool:
+            command = [sys.executable, "-m", "sharedrag", "maintain", pool_path, "--stay", "--share", "1"]
+            process = subprocess.Popen(command)
+            try:
+                collection = pool.collection("history", dimension=32)
+                vectors = np.random.default_rng(1).standard_normal((4000, 32), np.float32)
+                collection.put([str(number) for number in range(4000)], vectors)
+                deadline = time.monotonic() + 60
+                while not pool.info().collections[0].indexes:
+                    assert time.monotonic() < deadline and process.poll() is None
+                    time.sleep(0.05)
+            finally:
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
 
     def test_each_figure_is_named(self) -> None:
         """What was done is listed with its number, what was not done is left out."""
