@@ -22,7 +22,7 @@ from tests.peers import plots, report
 from tests.peers.adapters import PEERS
 from tests.peers.corpus import REAL_MAX
 from tests.peers.job import EFFORTS
-from tests.peers.measures import MEASURES
+from tests.peers.measures import MEASURES, READING
 from tests.peers.runner import REPOSITORY, Outcome, Plan, Runner, measures_in_order
 
 _ROWS_MIN = 1_000
@@ -47,9 +47,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     names = f"of {', '.join(PEERS)}"
     parser.add_argument("--only", type=_names(PEERS), metavar="PEER,...", default=list(PEERS), help=names)
     parser.add_argument("--without", type=_names(PEERS), metavar="PEER,...", default=[], help="all but these")
-    parser.add_argument(
-        "--measure", type=_names(MEASURES), metavar="NAME,...", default=list(MEASURES), help=f"of {', '.join(MEASURES)}"
-    )
+    of = f"of {', '.join(MEASURES)}; by default all, or with more than {REAL_MAX:,} rows {', '.join(READING)}"
+    parser.add_argument("--measure", type=_names(MEASURES), metavar="NAME,...", help=of)
     parser.add_argument("--rows", type=int, default=100_000, metavar="N", help="rows to load (default: 100,000)")
     parser.add_argument("--quick", action="store_true", help="less of everything: to see whether it runs")
     parser.add_argument("--add", action="store_true", help="keep what an earlier run wrote of other peers")
@@ -90,11 +89,14 @@ class _Book:
         self._others = Others()
         self.results["peers"][name] = outcome
         self.results["seconds"] = round(time.monotonic() - self._begun, 1)
-        self._stem.with_suffix(".json").write_text(json.dumps(self.results, indent=2) + "\n")
+        told = json.dumps(self.results, indent=2).replace(str(REPOSITORY), ".")  # nobody needs to know where it lay
+        self._stem.with_suffix(".json").write_text(told + "\n")
         self._stem.with_suffix(".md").write_text(report.markdown(self.results))
         rows = self.results["rows"]
-        plots.draw(self.results, plots.READING, "Reading", self._stem.with_name(f"peers-{rows}-reading.png"))
-        plots.draw(self.results, plots.WRITING, "Writing", self._stem.with_name(f"peers-{rows}-writing.png"))
+        plots.draw(self.results, plots.READING, "Reading and loading", self._stem.with_name(f"peers-{rows}-reading.png"))
+        plots.draw(
+            self.results, plots.WRITING, "Writing while others read", self._stem.with_name(f"peers-{rows}-writing.png")
+        )
 
     @property
     def path(self) -> Path:
@@ -120,7 +122,7 @@ def main(given: list[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     peers = [name for name in PEERS if name in chosen.only and name not in chosen.without]
-    measures = measures_in_order(chosen.measure)
+    measures = measures_in_order(chosen.measure or (READING if chosen.rows > REAL_MAX else list(MEASURES)))
     book = _Book(chosen)
     effort = EFFORTS["quick" if chosen.quick else "full"]
     plan = Plan(peers, measures, chosen.rows, effort, chosen.data, chosen.patience, book.note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -28,8 +29,8 @@ class Effort:
     samples: int = 100  # writes that a reader waits for
     samples_s: float = 20.0
     window_s: float = 2.0  # of writing, for each number of writers
-    singles: int = 8_000  # written by one writer in a window, at most
-    batches: int = 400
+    singles: int = 30_000  # written by one writer in a window, at most
+    batches: int = 1_000
     openings: int = 3
     kills: int = 20
 
@@ -49,6 +50,7 @@ class Job:
     corpus_folder: Path
     effort: Effort
     knob: int | None = None  # which of the peer's knobs reaches the recall, once that is known
+    limit_s: float = math.inf  # when the runner ends the measure
 
     def as_json(self) -> str:
         """For the command line of a measure."""

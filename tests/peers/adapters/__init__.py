@@ -6,25 +6,25 @@ import importlib
 
 from tests.peers.protocol import Peer
 
-#: name on the command line -> (module, class, label in the table); in the order in which they are measured
+#: name on the command line -> (module, class, label in the table); measured in this order: those that matter most first
 PEERS = {
     "sharedrag": ("shared", "SharedRag", "**sharedrag**"),
     "faiss": ("faiss_private", "FaissRaBitQ", "private FAISS, IVF + RaBitQ (the limit)"),
-    "faiss-hnsw": ("faiss_private", "FaissHnsw", "private FAISS, HNSW + SQ8"),
-    "hnswlib": ("hnsw_lib", "HnswLib", "hnswlib, file + SQLite"),
-    "usearch": ("u_search", "USearch", "usearch, file view + SQLite"),
     "lancedb": ("lance", "Lance", "LanceDB"),
-    "chroma": ("chroma", "ChromaEmbedded", "Chroma, embedded"),
-    "chroma-server": ("chroma", "ChromaServer", "Chroma, server"),
-    "qdrant-local": ("qdrant_local", "QdrantLocal", "Qdrant, local mode"),
     "qdrant-edge": ("qdrant_edge", "QdrantEdge", "Qdrant Edge, embedded"),
-    "milvus-lite": ("milvus", "MilvusLite", "Milvus Lite, its local server"),
-    "sqlite-vec": ("sqlite_vec", "SqliteVec", "sqlite-vec"),
+    "usearch": ("u_search", "USearch", "usearch, file view + SQLite"),
+    "hnswlib": ("hnsw_lib", "HnswLib", "hnswlib, file + SQLite"),
     "pgvector": ("pg_vector", "PgVector", "PostgreSQL + pgvector"),
+    "sqlite-vec": ("sqlite_vec", "SqliteVec", "sqlite-vec"),
     "valkey": ("valkey_search", "ValkeySearch", "Valkey + RediSearch"),
-    "llama-simple": ("llama_simple", "LlamaSimple", "LlamaIndex SimpleVectorStore"),
+    "chroma-server": ("chroma", "ChromaServer", "Chroma, server"),
+    "faiss-hnsw": ("faiss_private", "FaissHnsw", "private FAISS, HNSW + SQ8"),
+    "llama-sharedrag": ("llama_shared", "LlamaShared", "**sharedrag**, through LlamaIndex"),
     "llama-faiss": ("llama_faiss", "LlamaFaiss", "LlamaIndex FaissVectorStore"),
-    "llama-sharedrag": ("llama_shared", "LlamaShared", "**sharedrag**, through LlamaIndex's SharedVectorStore"),
+    "llama-simple": ("llama_simple", "LlamaSimple", "LlamaIndex SimpleVectorStore"),
+    "chroma": ("chroma", "ChromaEmbedded", "Chroma, embedded"),
+    "milvus-lite": ("milvus", "MilvusLite", "Milvus Lite, its local server"),
+    "qdrant-local": ("qdrant_local", "QdrantLocal", "Qdrant, local mode"),
 }
 
 

@@ -24,6 +24,8 @@ _SETTINGS = {
     "shared_buffers": "4GB",
     "maintenance_work_mem": "3GB",
     "max_parallel_maintenance_workers": "2",
+    "wal_level": "minimal",  # as it advises for loading in bulk
+    "max_wal_senders": "0",
     "max_wal_size": "4GB",
     "listen_addresses": "",
     "jit": "off",
@@ -95,11 +97,13 @@ class PgVector(Peer):
 
     def load(self, batches: Iterable[Rows]) -> None:
         """By COPY in binary, then the indexes."""
-        with self._connection.cursor().copy("COPY rows FROM STDIN WITH (FORMAT BINARY)") as copy:
-            copy.set_types(["int8", "text", "jsonb", "text", "vector"])
-            for rows in batches:
-                for record in _records(rows):
-                    copy.write_row(record)
+        with self._connection.transaction():
+            self._connection.execute("TRUNCATE rows")  # now its rows need not be logged
+            with self._connection.cursor().copy("COPY rows FROM STDIN WITH (FORMAT BINARY)") as copy:
+                copy.set_types(["int8", "text", "jsonb", "text", "vector"])
+                for rows in batches:
+                    for record in _records(rows):
+                        copy.write_row(record)
         self._connection.execute(_INDEX)
         self._connection.execute("CREATE INDEX ON rows (room)")
         self._connection.execute("VACUUM ANALYZE rows")

@@ -15,7 +15,7 @@ if not hasattr(sqlite.Connection, "enable_load_extension"):  # a Python that was
 sqlite_vec: Any = importlib.import_module("sqlite_vec")
 
 _TABLE = """CREATE VIRTUAL TABLE rows USING vec0(
-    number INTEGER PRIMARY KEY, room TEXT, embedding float[384] distance_metric=cosine, bits bit[384],
+    number INTEGER PRIMARY KEY, room TEXT PARTITION KEY, embedding float[384] distance_metric=cosine, bits bit[384],
     +text TEXT, +metadata TEXT)"""
 _BY_BITS = """WITH near AS (
     SELECT number, embedding FROM rows WHERE bits MATCH vec_quantize_binary(:query) AND k = :near{room}
@@ -30,7 +30,8 @@ class SqliteVec(Peer):
 
     package: ClassVar[str] = "sqlite-vec"
     settings: ClassVar[str] = (
-        "vec0, WAL, synchronous NORMAL, busy timeout 10 s; knob: candidates by bits to re-score with float32, or exact"
+        "vec0 partitioned by room, WAL, synchronous NORMAL, busy timeout 10 s; knob: candidates by bits to re-score with "
+        "float32, or exact"
     )
     knobs: ClassVar[tuple[Any, ...]] = (30, 50, 80, 120, 200, "exact")
 
@@ -90,7 +91,7 @@ class SqliteVec(Peer):
         self._near = knob
 
     def search(self, query: Vectors, k: int, room: str | None = None) -> list[Hit]:
-        """The room is a metadata column of the virtual table, which its search can be narrowed by."""
+        """The room is the partition key of the virtual table, which its search can be narrowed by."""
         statement = (_EXACT if self._near == "exact" else _BY_BITS).format(room="" if room is None else " AND room = :room")
         given = {"query": query.tobytes(), "k": k, "near": self._near, "room": room}
         numbers = [number for (number,) in self._connection.execute(statement, given)]

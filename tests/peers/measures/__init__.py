@@ -7,16 +7,19 @@ from typing import Any
 
 from tests.peers.job import Job
 
-#: name -> module, in the order in which they are measured: the later ones add rows (`facts` is asked first, of every peer)
+#: name -> module, in the order in which they are measured: the last three add rows (`facts` is asked first, of every peer)
 MEASURES = {
     "load": "load",
     "query": "query",
     "opening": "opening",
     "memory": "memory",
     "visible": "visible",
-    "kills": "kills",
     "writers": "writers",
+    "kills": "kills",
 }
+
+#: Those that say how a store does with more rows; the others write, and tell as much with fewer.
+READING = ["load", "query", "opening", "memory"]
 
 
 def run(measure: str, job: Job) -> dict[str, Any]:
