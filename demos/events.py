@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from demos.memory import Usage
-from demos.messages import Exchange
 from demos.questions import Question
+from sharedrag.chats import Exchange
 
 monotonic_ns = time.monotonic_ns
 

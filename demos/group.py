@@ -34,10 +34,10 @@ from demos.events import (
     monotonic_ns,
 )
 from demos.memory import pool_bytes, private_copies, usage
-from demos.messages import Exchange
 from demos.outcome import KILLED, RESTARTING, Kill, Ledger, MemoryBill, Outcome, Tally
 from demos.questions import Question, scores
 from sharedrag import Pool
+from sharedrag.chats import Exchange
 
 NODES = 4
 VICTIM = 2

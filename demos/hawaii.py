@@ -20,14 +20,12 @@ import typer
 from rich.console import Console
 
 from demos.group import NODES, DemoFailed, Group, Plan
-from demos.loading import load
-from demos.messages import Exchange, exchanges, names
 from demos.place import claimed, default_pool_path
 from demos.plot import plot
 from demos.questions import Question, labelled, own_questions
-from demos.reading import UnreadableData
 from demos.report import report
 from demos.view import view_for
+from sharedrag.chats import Exchange, UnreadableData, exchanges, load, names
 from sharedrag.cli_view import error_panel, plain, size
 from sharedrag.errors import SharedRagError
 
@@ -80,7 +78,7 @@ def main(
         plan, title = _plan(console, quick, data, labels, limit, embedder)
         kept = not quick if keep is None else keep
         ok = _play(console, plan, title, pool or default_pool_path(kept), kept, picture)
-    except (SharedRagError, UnreadableData, DemoFailed, OSError) as error:
+    except (SharedRagError, DemoFailed, OSError) as error:
         console.print(error_panel(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

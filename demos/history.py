@@ -30,8 +30,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import TextNode
 
-from demos.messages import Exchange
 from sharedrag import Pool
+from sharedrag.chats import Exchange
 from sharedrag.llama_index import SharedVectorStore
 
 COLLECTION = "history"

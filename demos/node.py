@@ -40,8 +40,8 @@ from demos.events import (
     Wrote,
     monotonic_ns,
 )
-from demos.messages import Exchange
 from sharedrag import Pool
+from sharedrag.chats import Exchange
 from sharedrag.embed import load_embedder
 from sharedrag.llama_index.embedding import as_llama_index
 

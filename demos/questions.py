@@ -9,8 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from demos.messages import Exchange
-from demos.reading import UnreadableData
+from sharedrag.chats import Exchange, UnreadableData
 
 AGAIN = "asked again"
 OWN_QUESTIONS_MAX = 240

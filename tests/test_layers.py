@@ -15,7 +15,7 @@ LAYERS = (
     ("arena",),
     ("segments",),
     ("filters", "info", "search", "maintenance"),
-    ("writer", "keeper", "collection", "pool", "embed", "watch"),
+    ("writer", "keeper", "collection", "pool", "embed", "watch", "chats"),
     ("__init__", "llama_index", "langchain", "cli", "cli_view", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -12,18 +12,18 @@ from typing import Any, Self
 
 import orjson
 
-from demos.messages import Message
+from sharedrag.chats.messages import Message
+from sharedrag.errors import SharedRagError
 
 # A zip may claim to unpack to anything; the largest real export files are some hundred megabytes.
 FILE_BYTES_MAX = 4 << 30
 
 
-class UnreadableData(ValueError):
-    """A file that is no chat this demo can read; the text says which, what is wrong, and what to do."""
+class UnreadableData(SharedRagError, ValueError):
+    """A file that is no chat we can read; `path`, `what` and `hint` say which, what is wrong, and what to do."""
 
     def __init__(self, path: Path | str, what: str, hint: str) -> None:
-        super().__init__(f"{path}: {what}. {hint}.")
-        self.path, self.what, self.hint = str(path), what, hint
+        super().__init__(what, path=str(path), hint=hint)
 
 
 @dataclass(slots=True)

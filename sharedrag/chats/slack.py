@@ -8,48 +8,47 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from demos.messages import Message
-from demos.reading import Files, Loaded, iso_time
+from sharedrag.chats.messages import Message
+from sharedrag.chats.reading import Files, iso_time
 
 USER_FILES = ("users.json", "org_users.json")
 INDEX_FILES = (*USER_FILES, "channels.json", "groups.json", "dms.json", "mpims.json")
 # Every other subtype is a notice about the channel or an app's.
+Counted = Callable[[Iterable[tuple[str, list[str]]], int], Iterable[tuple[str, list[str]]]]
 SAID_SUBTYPES = (None, "me_message", "thread_broadcast", "file_share")
 MARKUP = re.compile(r"<([@#!]?)([^|>]*)(?:\|([^>]*))?>")
 
 
-def messages(files: Files) -> Loaded:
-    """Messages of all channels, each channel's in the order of time."""
+def messages(files: Files, skipped: Counter[str], counted: Counted) -> Iterator[Message]:
+    """Messages of all channels, one after the other, each channel's in the order of time; counts what it leaves out.
+
+    `counted` passes items on, told how many there will be: for whoever shows progress.
+    """
     people = _people(files)
-    days: dict[str, list[dict[str, Any]]] = {}
+    days: dict[str, list[str]] = {}
     for name in files.names:
         path = PurePosixPath(name)
         if path.name not in INDEX_FILES and re.fullmatch(r"\d{4}-\d\d-\d\d\.json", path.name):
-            days.setdefault(path.parent.name, []).extend(files.array(name))
-    loaded = Loaded()
-    for one, items in sorted(days.items()):
-        part = channel(one, items, people)
-        loaded.messages += part.messages
-        loaded.skipped += part.skipped
-    return loaded
+            days.setdefault(path.parent.name, []).append(name)
+    for one, names in counted(sorted(days.items()), len(days)):
+        yield from channel(one, (item for name in names for item in files.array(name)), people, skipped)
 
 
-def channel(name: str, items: Iterable[dict[str, Any]], people: dict[str, str]) -> Loaded:
+def channel(name: str, items: Iterable[dict[str, Any]], people: dict[str, str], skipped: Counter[str]) -> Iterator[Message]:
     """Messages of one channel; `people` maps user ids to names."""
-    loaded = Loaded()
     for item in sorted(items, key=lambda item: str(item.get("ts", ""))):
         text = item.get("text")
         if item.get("type") != "message" or item.get("subtype") not in SAID_SUBTYPES or item.get("bot_id"):
-            loaded.skipped["notices and bots"] += 1
+            skipped["notices and bots"] += 1
         elif not isinstance(text, str) or not text.strip():
-            loaded.skipped["without text"] += 1
+            skipped["without text"] += 1
         else:
-            loaded.messages.append(_message(name, item, text, people))
-    return loaded
+            yield _message(name, item, text, people)
 
 
 def _message(channel_name: str, item: dict[str, Any], text: str, people: dict[str, str]) -> Message:

@@ -14,12 +14,13 @@ Other fields go by these names; whatever else is a string, number or truth value
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from demos.messages import Message, Role
-from demos.reading import Loaded, iso_time
+from sharedrag.chats.messages import Message, Role
+from sharedrag.chats.reading import iso_time
 
 ID = ("id", "message_id", "uuid", "line", "key")
 CONVERSATION = ("conversation", "conversation_id", "chat", "chat_id", "session_id", "thread", "room", "channel", "log")
@@ -53,21 +54,20 @@ NO_TEXT = "without text"
 NOT_SAID = "system or tool turns"
 
 
-def messages(rows: Iterable[dict[str, Any]]) -> Loaded:
-    """Messages of rows, in the rows' order."""
-    loaded = Loaded()
+def messages(rows: Iterable[dict[str, Any]], skipped: Counter[str]) -> Iterator[Message]:
+    """Messages of rows, in the rows' order; counts what it leaves out."""
     for number, row in enumerate(rows):
         turns = next((row[name] for name in TURNS if isinstance(row.get(name), list)), None)
         question = row.get("question")
         if turns is not None:
-            _add_turns(loaded, row, number, [_role_and_text(turn) for turn in turns if isinstance(turn, dict)])
+            spoken = [_role_and_text(turn) for turn in turns if isinstance(turn, dict)]
+            yield from _turns(row, number, spoken, skipped)
         elif isinstance(row.get("texts"), list):
-            _add_turns(loaded, row, number, _spoken(row))
+            yield from _turns(row, number, _spoken(row), skipped)
         elif isinstance(question, str) and question.strip():
-            _add_pair(loaded, row, number, question)
+            yield from _pair(row, number, question, skipped)
         else:
-            _add_message(loaded, row, number)
-    return loaded
+            yield from _message(row, number, skipped)
 
 
 def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
@@ -95,10 +95,10 @@ def _identity(row: dict[str, Any], number: int, conversation: str | None) -> str
     return f"{conversation}:{value}" if conversation is not None and not isinstance(value, str) else str(value)
 
 
-def _add_message(loaded: Loaded, row: dict[str, Any], number: int) -> None:
+def _message(row: dict[str, Any], number: int, skipped: Counter[str]) -> Iterator[Message]:
     text = _first(row, TEXT)
     if not isinstance(text, str) or not text.strip():
-        loaded.skipped[NO_TEXT] += 1
+        skipped[NO_TEXT] += 1
         return
     conversation = _name(row, CONVERSATION)
     replied = _first(row, REPLY_TO)
@@ -107,24 +107,22 @@ def _add_message(loaded: Loaded, row: dict[str, Any], number: int) -> None:
     if replied is not None:
         replied = _identity({"id": replied}, 0, conversation)
     role = _name(row, ROLE)
-    loaded.messages.append(
-        Message(
-            id=_identity(row, number, conversation),
-            conversation=conversation if conversation is not None else "all",
-            text=text,
-            author=_name(row, AUTHOR),
-            role=ROLES.get(role.lower()) if role else None,
-            reply_to=replied,
-            time=iso_time(_first(row, TIME)),
-            extra=_extra(row),
-        )
+    yield Message(
+        id=_identity(row, number, conversation),
+        conversation=conversation if conversation is not None else "all",
+        text=text,
+        author=_name(row, AUTHOR),
+        role=ROLES.get(role.lower()) if role else None,
+        reply_to=replied,
+        time=iso_time(_first(row, TIME)),
+        extra=_extra(row),
     )
 
 
-def _add_pair(loaded: Loaded, row: dict[str, Any], number: int, question: str) -> None:
+def _pair(row: dict[str, Any], number: int, question: str, skipped: Counter[str]) -> Iterator[Message]:
     answer = _first(row, ANSWER)
     if not isinstance(answer, str) or not answer.strip():
-        loaded.skipped["without answer"] += 1
+        skipped["without answer"] += 1
         return
     identity = _identity(row, number, None)
     # A pair is a conversation of its own unless it names one: the next row's question does not follow from it.
@@ -132,10 +130,8 @@ def _add_pair(loaded: Loaded, row: dict[str, Any], number: int, question: str) -
     time = iso_time(_first(row, TIME))
     asker = row.get("asker")
     asked = Message(f"{identity}:q", conversation, question, str(asker) if asker else None, "question", time=time)
-    loaded.messages.append(asked)
-    loaded.messages.append(
-        Message(identity, conversation, answer, _name(row, AUTHOR), "answer", asked.id, time, _extra(row))
-    )
+    yield asked
+    yield Message(identity, conversation, answer, _name(row, AUTHOR), "answer", asked.id, time, _extra(row))
 
 
 def _role_and_text(turn: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -152,21 +148,20 @@ def _spoken(row: dict[str, Any]) -> list[tuple[str | None, str | None]]:
     return [*turns, ("assistant", response)] if isinstance(response, str) and response else turns
 
 
-def _add_turns(loaded: Loaded, row: dict[str, Any], number: int, turns: list[tuple[str | None, str | None]]) -> None:
+def _turns(
+    row: dict[str, Any], number: int, turns: list[tuple[str | None, str | None]], skipped: Counter[str]
+) -> Iterator[Message]:
     conversation = _identity(row, number, None)
     spoken_by_system = {role for role, _ in turns if role} >= {"system", "assistant"}
     for at, (role, text) in enumerate(turns):
         if text is None or not text.strip():
-            loaded.skipped[NO_TEXT] += 1
+            skipped[NO_TEXT] += 1
         elif role in ("tool", "function", "developer") or (role == "system" and spoken_by_system):
             # "system" is the other speaker in task-oriented chats, and the prompt where an assistant speaks too.
-            loaded.skipped[NOT_SAID] += 1
+            skipped[NOT_SAID] += 1
         else:
             kind = ROLES.get(role.lower()) if role else None
             time = iso_time(_first(row, TIME))
             # A chat between two has no names: an author would only be the role again.
-            loaded.messages.append(
-                Message(
-                    f"{conversation}:{at}", conversation, text, None if kind else role, kind, time=time, extra=_extra(row)
-                )
-            )
+            author = None if kind else role
+            yield Message(f"{conversation}:{at}", conversation, text, author, kind, time=time, extra=_extra(row))

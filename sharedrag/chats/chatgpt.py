@@ -7,30 +7,29 @@ pieces (around a tool call) is joined to one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from demos.messages import Message, Role
-from demos.reading import Loaded, iso_time
+from sharedrag.chats.messages import Message, Role
+from sharedrag.chats.reading import iso_time
 
 ROLES: dict[str, Role] = {"user": "question", "assistant": "answer"}
 SAID = ("text", "multimodal_text")
 
 
-def messages(conversations: Iterable[dict[str, Any]]) -> Loaded:
-    """Messages of all conversations that have a tree, each in the order of its path."""
-    loaded = Loaded()
+def messages(conversations: Iterable[dict[str, Any]], skipped: Counter[str]) -> Iterator[Message]:
+    """Messages of all conversations that have a tree, each in the order of its path; counts what it leaves out."""
     for number, conversation in enumerate(conversations):
         mapping = conversation.get("mapping")
         if not isinstance(mapping, dict):
-            loaded.skipped["conversations without messages"] += 1
+            skipped["conversations without messages"] += 1
             continue
         name = str(conversation.get("conversation_id") or conversation.get("id") or f"conversation-{number}")
         title = conversation.get("title")
         extra = {"title": title} if isinstance(title, str) and title else {}
-        for message in _joined(_path(mapping, conversation.get("current_node")), loaded):
-            loaded.messages.append(_message(message, name, extra))
-    return loaded
+        for said in _joined(_path(mapping, conversation.get("current_node")), skipped):
+            yield _message(said, name, extra)
 
 
 def _path(mapping: dict[str, Any], current: object) -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def _last_leaf(mapping: dict[str, Any]) -> str | None:
     return node
 
 
-def _joined(path: list[dict[str, Any]], loaded: Loaded) -> list[dict[str, Any]]:
+def _joined(path: list[dict[str, Any]], skipped: Counter[str]) -> list[dict[str, Any]]:
     """What was said: {id, role, text, time}, pieces of one speaker joined."""
     said: list[dict[str, Any]] = []
     for message in path:
@@ -67,9 +66,9 @@ def _joined(path: list[dict[str, Any]], loaded: Loaded) -> list[dict[str, Any]]:
             or content.get("content_type") not in SAID
             or message.get("recipient", "all") != "all"  # to a tool
         ):
-            loaded.skipped["system, tool or hidden turns"] += 1
+            skipped["system, tool or hidden turns"] += 1
         elif not text:
-            loaded.skipped["without text"] += 1
+            skipped["without text"] += 1
         elif said and said[-1]["role"] == role:
             said[-1]["text"] += f"\n\n{text}"
         else:

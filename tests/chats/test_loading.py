@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from demos.loading import load
-from demos.messages import exchanges
-from demos.reading import UnreadableData
-from demos.slack import plain_text
+from sharedrag.chats import Chats, UnreadableData, exchanges, load
+from sharedrag.chats.slack import plain_text
 
 
 def _write_lines(path: Path, rows: list[Any]) -> Path:
@@ -96,6 +94,28 @@ def test_repeated_ids_are_one_message(tmp_path: Path) -> None:
     loaded = load(_write_lines(tmp_path / "twice.jsonl", rows))
     assert [message.text for message in loaded.messages] == ["new", "other"]
     assert loaded.skipped == {"repeated ids": 1}
+
+
+def test_chats_are_read_as_often_as_they_are_iterated(tmp_path: Path) -> None:
+    """Each pass gives the same messages, knows how far it is, and counts anew what it left out."""
+    rows = [{"id": f"m{number}", "text": "Aloha" if number % 10 else ""} for number in range(100)]
+    chats = Chats(_write_lines(tmp_path / "chat.jsonl", rows))
+    shares = [chats.done for _ in chats]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.1
+    assert 0.9 < shares[-1] < 1
+    assert [one.id for one in chats] == [row["id"] for row in rows if row["text"]]
+    assert (chats.done, chats.skipped, chats.kind) == (1.0, {"without text": 10}, "rows")
+
+
+def test_lines_are_read_as_they_are_wanted(tmp_path: Path) -> None:
+    """The first message is there before the rest is looked at: what is broken further on is told when it is reached."""
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b'{"text": "Aloha"}\n{"text": ')
+    messages = iter(Chats(path))
+    assert next(messages).text == "Aloha"
+    with pytest.raises(UnreadableData, match="line 2"):
+        next(messages)
 
 
 @pytest.mark.parametrize(

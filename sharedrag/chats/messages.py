@@ -8,13 +8,14 @@ mark: the rest of a group's chat is banter. An exchange is named by its answer's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 Role = Literal["question", "answer"]
 GUESS_WITHIN = timedelta(minutes=30)
+PREVIOUS_MAX = 10_000  # conversations that may be interleaved in a stream
 QUESTION_MARKS = "?\uff1f\u061f\u037e"  # Latin, full-width, Arabic, Greek
 
 
@@ -48,38 +49,68 @@ class Exchange:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class Recent(dict[str, Message]):
+    """The newest messages by some name, at most `most` of them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, name: str, message: Message) -> None:
+        self.pop(name, None)  # so that it is the newest
+        super().__setitem__(name, message)
+        if len(self) > self._most:
+            del self[next(iter(self))]
+
+
+class Pairing:
+    """Which message each one answers, in a stream of them; a conversation's come in the order of time.
+
+    `linked` are the conversations in which some message says what it replies to: in these nothing is guessed. `known` is
+    where a message that was replied to is looked up: all of a chat, or those that came lately.
+    """
+
+    def __init__(self, linked: Container[str], known: Mapping[str, Message]) -> None:
+        self._linked = linked
+        self._known = known
+        self._previous = Recent(PREVIOUS_MAX)  # of each conversation the last message
+
+    def question_of(self, message: Message) -> Message | None:
+        """The message that this one, the next of the stream, answers; None if it answers none."""
+        before = self._previous.get(message.conversation)
+        self._previous[message.conversation] = message
+        if message.role == "question":
+            return None
+        if message.reply_to:
+            asked = self._known.get(message.reply_to)
+            return asked if asked is not None and _answers(message, asked) else None
+        if before is None or message.conversation in self._linked:
+            return None
+        if message.role == "answer":
+            return before if before.role == "question" else None
+        # Without names there is no telling whether somebody answered or asked the next thing.
+        named = message.author is not None and before.author is not None
+        return before if named and _answers(message, before) and _soon_after(before.time, message.time) else None
+
+
+def linked(messages: Iterable[Message]) -> set[str]:
+    """The conversations in which some message says what it replies to."""
+    return {message.conversation for message in messages if message.reply_to}
+
+
 def exchanges(messages: Sequence[Message]) -> list[Exchange]:
     """The exchanges in `messages`, in the order of their answers. Messages of a conversation come in the order of time."""
     by_id = {message.id: message for message in messages}
-    linked = {message.conversation for message in messages if message.reply_to}
+    pairing = Pairing(linked(messages), by_id)
     found = []
-    previous: dict[str, Message] = {}
     openings: dict[str, Message] = {}
     for message in messages:
-        before = previous.get(message.conversation)
-        question = _question_of(message, before, by_id, message.conversation in linked)
-        previous[message.conversation] = message
+        question = pairing.question_of(message)
         if message.role != "answer":
             openings.setdefault(message.conversation, message)
         if question is not None:
-            opening = _opening(question, by_id, openings)
-            found.append(_exchange(question, message, opening))
+            found.append(_exchange(question, message, _opening(question, by_id, openings)))
     return found
-
-
-def _question_of(message: Message, before: Message | None, by_id: dict[str, Message], linked: bool) -> Message | None:
-    if message.role == "question":
-        return None
-    if message.reply_to:
-        asked = by_id.get(message.reply_to)
-        return asked if asked is not None and _answers(message, asked) else None
-    if before is None or linked:
-        return None
-    if message.role == "answer":
-        return before if before.role == "question" else None
-    # Without names there is no telling whether somebody answered or asked the next thing.
-    named = message.author is not None and before.author is not None
-    return before if named and _answers(message, before) and _soon_after(before.time, message.time) else None
 
 
 def _answers(message: Message, asked: Message) -> bool:
