@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, is_timed, parse
-from sharedrag.search import fusion, knn, lexical
+from sharedrag.search import feed, fusion, knn, lexical
 from sharedrag.search import scan as scans
 from sharedrag.search.blocks import Blocks
 from sharedrag.search.masks import Masks
@@ -53,6 +54,27 @@ class Hit(NamedTuple):
     created: datetime
 
 
+class Change(NamedTuple):
+    """Something new: a record, or None for a deleted one; `key` is its order key."""
+
+    id: str
+    key: int
+    record: Record | None
+
+
+class Changes(NamedTuple):
+    """What is new, in the order of its keys; the place to go on from; and, as of the same moment, how many records live.
+
+    A tombstone may have been cleared away before anybody asked: who keeps a copy compares its size with `live`, and starts
+    over from None where they differ.
+    """
+
+    changes: list[Change]
+    place: str
+    more: bool
+    live: int
+
+
 class Collection:
     """Made by `Pool.collection`. One object may be used by many threads, and crosses `fork` and pickling."""
 
@@ -70,6 +92,7 @@ class Collection:
         self._planner = Planner(self._blocks, definition.metric)
         self.masks = Masks(self._blocks.columns)
         self.lexicon = lexical.Lexicon(self._blocks.terms)
+        self.lanes = feed.Lanes()
 
     def __repr__(self) -> str:
         """Name and shape."""
@@ -162,9 +185,18 @@ class Collection:
         return self.live.counts()[1]
 
     def find(
-        self, filter: dict[str, Any] | Filter | None = None, limit: int | None = None, newest_first: bool = False
+        self,
+        filter: dict[str, Any] | Filter | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+        *,
+        after: int | None = None,
+        until: int | None = None,
     ) -> list[Record]:
-        """The records that match, in the order they were written (or the reverse), at most `limit`."""
+        """The records that match, in the order they were written (or the reverse), at most `limit`.
+
+        Only those whose order keys (`order_keys`) are greater than `after`, and not greater than `until`.
+        """
         wanted = parse(filter)
         if limit is not None and (type(limit) is not int or limit < 0):
             raise InvalidFilter(
@@ -175,6 +207,10 @@ class Collection:
             keys: list[npt.NDArray[np.uint64]] = []
             for index, part in enumerate(view.parts):
                 rows = np.flatnonzero(self._mask(part, wanted))
+                if after is not None or until is not None:
+                    rows = rows[feed.between(part.segment.key_array[rows], after, until)]
+                if limit is not None:  # keys rise with the rows of a segment
+                    rows = rows[max(0, len(rows) - limit) :] if newest_first else rows[:limit]
                 places += [(index, row) for row in rows.tolist()]
                 keys.append(part.segment.key_array[rows])
             if not places:
@@ -182,6 +218,45 @@ class Collection:
             order = np.argsort(np.concatenate(keys))
             chosen = (order[::-1] if newest_first else order)[:limit].tolist()
             return [_record(view.parts[places[at][0]].segment, places[at][1]) for at in chosen]
+
+    def order_keys(self, ids: Sequence[str]) -> list[int | None]:
+        """The order keys of the records with these ids, None where there is none. Raises `PoolDamaged`."""
+        _check_ids(ids)
+        with self._view() as view:
+            found = [_locate(view, batch.encode_id(one)) for one in ids]
+            return [None if place is None else place[0].read(place[1]).key for place in found]
+
+    def changes(
+        self,
+        place: str | bytes | None = None,
+        limit: int | None = None,
+        filter: dict[str, Any] | Filter | None = None,
+    ) -> Changes:
+        """What is new since a place (None: everything), at most `limit`, and the place after it, good in every process.
+
+        Of records, those that match; of deleted ids, all that still leave a trace. No record is passed over, whichever
+        process of whichever node writes it, and merging changes nothing. Raises `InvalidRecord` for a text that is no
+        place, `InvalidFilter`, `PoolDamaged`.
+        """
+        known = feed.decoded(place)
+        wanted = parse(filter)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise InvalidFilter(f"limit is {limit!r}", operation="changes", hint="Give a whole number from 1 on, or None")
+        with self._view() as view:
+            live = view.live
+            if wanted is not None:
+                live = sum(int(np.count_nonzero(self._mask(part, wanted))) for part in view.parts)
+            if known.version == view.version:
+                return Changes([], known.encoded(), False, live)
+            mask_of = (lambda part: None) if wanted is None else partial(self.masks.of, wanted=wanted)
+            found = feed.since(view, known, limit, self.lanes, mask_of, partial(_lives_again, view))
+            changes = [_change(view.parts[one.part].segment, one) for one in found.rows]
+            return Changes(changes, found.place.encoded(), found.more, live)
+
+    def place(self) -> str:
+        """The place of who has read all that there is now: `changes` from here gives what comes."""
+        with self._view() as view:
+            return feed.place_of(view, self.lanes).encoded()
 
     def search(
         self,
@@ -322,6 +397,18 @@ def _locate(view: View, encoded_id: bytes) -> tuple[Segment, int] | None:
         if row >= 0 and part.alive[row]:
             return part.segment, row
     return None
+
+
+def _lives_again(view: View, segment: Segment, row: int) -> bool:
+    """Whether the id of this row, a tombstone, has a live record."""
+    return _locate(view, segment.id_at(row)) is not None
+
+
+def _change(segment: Segment, found: feed.Row) -> Change:
+    if found.deleted:
+        return Change(segment.read(found.row).id.decode(), found.key, None)
+    record = _record(segment, found.row)
+    return Change(record.id, found.key, record)
 
 
 def _metadata(segment: Segment, row: int, raw: RawRow) -> dict[str, Any]:

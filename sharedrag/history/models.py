@@ -1,4 +1,4 @@
-"""What a group's history is made of, as callers see it: frozen pydantic models. How each lies in the pool is `records`' matter.
+"""What a group's history is made of, as callers see it: frozen pydantic models. How each lies in the pool: `records`.
 
 All times are aware datetimes in UTC. Ids of groups, conversations, messages, comments and exchanges are made here
 (`new_id`); user ids are the application's own.
@@ -65,6 +65,18 @@ class Member(Model):
     user: UserId
     role: MemberRole = "member"
     since: datetime
+
+
+class KeyInfo(Model):
+    """What an API key may do; the key itself is not stored."""
+
+    id: str = Field(description="Its SHA-256, by which it is revoked.")
+    user: str | None = Field(default=None, description="Whom it acts as; null: an administrator or a trusted proxy.")
+    group: str | None = Field(default=None, description="The only group that it is good for; null: all.")
+    trusted: bool = Field(default=False, description="A proxy's, which names its users itself.")
+    label: str = ""
+    prefix: str = Field(description="How the key begins, to tell one from another.")
+    created: datetime
 
 
 class Fork(Model):

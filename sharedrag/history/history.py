@@ -1,0 +1,73 @@
+"""A group memory in a pool: `History` and its parts. Many processes use one at once; what one writes, all find next."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sharedrag.embed import Embedder
+from sharedrag.history.conversations import Conversations
+from sharedrag.history.groups import Groups
+from sharedrag.history.keys import Keys
+from sharedrag.history.messages import Messages
+from sharedrag.history.models import Answer
+from sharedrag.history.once import Once
+from sharedrag.history.records import Store
+from sharedrag.pool import Pool
+
+if TYPE_CHECKING:
+    from sharedrag.history.ranking import Weights
+
+
+class History:
+    """The history of any number of groups, in the pool's collections `name` and `name.exchanges`.
+
+    `embedder` makes the vectors of questions; without one, exchanges are stored as the collection was made, or without
+    vectors, and found by words. `node` is what this process calls itself in the messages that it writes (default: the
+    pool handle's name).
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        name: str = "history",
+        embedder: Embedder | None = None,
+        weights: Weights | None = None,
+        *,
+        node: str | None = None,
+    ) -> None:
+        self.pool = pool
+        self.name = name
+        self.embedder = embedder
+        self._weights = weights
+        self.store = Store(pool, name, embedder, node)
+        self.groups = Groups(self.store)
+        self.keys = Keys(self.store)
+        self.conversations = Conversations(self.store)
+        self.messages = Messages(self.store, self.conversations)
+        self.once = Once(self.store)
+
+    def ask(
+        self,
+        group: str,
+        question: str,
+        k: int = 5,
+        *,
+        user: str | None = None,
+        vector: Any = None,
+        conversation: str | None = None,
+        explain: bool = False,
+        now: datetime | None = None,
+    ) -> list[Answer]:
+        """See `sharedrag.history.ask`."""
+        from sharedrag.history.ask import ask
+
+        return ask(  # type: ignore[no-any-return]
+            self, group, question, k, user=user, vector=vector, conversation=conversation, explain=explain, now=now
+        )
+
+    def direct_answer(self, group: str, question: str, answers: list[Answer]) -> Answer | None:
+        """See `sharedrag.history.direct`."""
+        from sharedrag.history.direct import direct_answer
+
+        return direct_answer(self, group, question, answers)  # type: ignore[no-any-return]
