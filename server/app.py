@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
-from fastapi import FastAPI
+import faiss
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
-from server import problems
+from server import openapi, problems
+from server.auth import caller
+from server.feed import Feed
 from server.limits import BodyLimit, Rates
+from server.metrics import Measured, Metrics
 from server.routes import ROUTERS
 from server.settings import Settings
 from server.work import Work
 from sharedrag import Pool
-from sharedrag.embed import load_embedder
+from sharedrag.embed import load_embedder, threads_default
 from sharedrag.history import History
 
 
-def open_history(settings: Settings, name: str, maintenance: bool | float) -> History:
+def open_history(settings: Settings, maintenance: bool | float) -> History:
     """The history that these settings name, over a pool that is made if it is not there (blocking)."""
     pool = Pool.open(
         settings.pool,
@@ -28,37 +39,92 @@ def open_history(settings: Settings, name: str, maintenance: bool | float) -> Hi
         capacity=settings.capacity,
         node=settings.node,
         nodes=settings.nodes,
-        name=name,
+        name=node_name(settings),
         maintenance=maintenance,
     )
-    return History(pool, name=settings.history, embedder=load_embedder(settings.embedder))
+    return History(pool, name=settings.history, embedder=load_embedder(settings.embedder), node=node_name(settings))
+
+
+def node_name(settings: Settings) -> str:
+    """What this node calls itself."""
+    return settings.label or socket.gethostname()
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Its state has `settings`, and while it runs `history`, `work`, `rates` and `stopping`."""
+    """The application. Its state has `settings`, `node`, `metrics`, and while it runs what `_start` puts there."""
     settings = settings or Settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        sys.setswitchinterval(settings.switch_interval_s)
-        state = app.state
-        state.stopping = asyncio.Event()
-        state.rates = Rates(settings.rate, settings.burst)
-        state.work = Work(settings.threads, settings.queue)
-        state.history = await state.work.run(open_history, settings, settings.label or "server", settings.maintenance)
+        await _start(app.state)
         try:
             yield
         finally:
-            state.stopping.set()
-            await asyncio.to_thread(state.work.close)
-            await asyncio.to_thread(state.history.pool.close)
+            await _stop(app.state)
 
     app = FastAPI(title="sharedrag", version="1", lifespan=lifespan)
     app.state.settings = settings
+    app.state.node = node_name(settings)
+    app.state.metrics = Metrics(settings.metrics_folder)
     problems.install(app)
+    app.add_exception_handler(HTTPException, _on_http)
     for router in ROUTERS:
         app.include_router(router)
+    openapi.install(app)
     app.add_middleware(BodyLimit, body_max=settings.body_max)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Measured, metrics=app.state.metrics)
     return app
+
+
+async def _start(state: State) -> None:
+    """Open what requests need: `history`, `work`, `rates`, `feed`, and `stopping`, set when this process is told to end."""
+    settings: Settings = state.settings
+    sys.setswitchinterval(settings.switch_interval_s)
+    faiss.omp_set_num_threads(threads_default())
+    state.stopping = asyncio.Event()
+    state.streams = 0
+    state.rates = Rates(settings.rate, settings.burst)
+    state.work = Work(settings.threads, settings.queue)
+    state.history = await state.work.run(open_history, settings, settings.maintenance)
+    state.feed = Feed(state.history, asyncio.get_running_loop())
+    _tell_when_stopped(state.stopping)
+
+
+async def _stop(state: State) -> None:
+    """Every answer has been given: end the threads, let go of the pool."""
+    state.stopping.set()
+    await asyncio.to_thread(state.feed.close)
+    await asyncio.to_thread(state.work.close)
+    await asyncio.to_thread(state.history.pool.close)
+
+
+def _tell_when_stopped(stopping: asyncio.Event) -> None:
+    """Set `stopping` at SIGTERM and SIGINT, before the server's own handlers: it waits for streams, which wait for this."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def handle(received: int, frame: FrameType | None, before: object = before) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(stopping.set)
+            if callable(before):
+                before(received, frame)
+
+        signal.signal(number, handle)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What no route answers is denied like all else: without a valid key it is not even told that nothing is there."""
+    assert isinstance(error, HTTPException)
+    if error.status_code in (404, 405) and request.url.path not in openapi.OPEN_PATHS:
+        try:
+            await caller(request)
+        except Exception as denied:  # noqa: BLE001 (shown as what it is)
+            trouble = problems.of(denied)
+            if trouble.kind.status in (401, 429):
+                return problems.answer(request.url.path, trouble)
+    return problems.of_http(request.url.path, error)

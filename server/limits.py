@@ -1,4 +1,4 @@
-"""How much one caller may ask: bytes in a body, requests in a second. What goes beyond is refused at once and says when to return.
+"""How much one caller may ask: bytes in a body, requests in a second. What goes beyond is refused at once.
 
 Rates are counted in each worker: a caller whose connections reach N workers has N times the rate. Counting across workers
 would make every request write to shared memory, for a limit that only keeps one client from crowding out the others.
@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from threading import Lock
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.problems import TOO_LARGE, TOO_MANY, Trouble, answer
@@ -92,7 +93,7 @@ class BodyLimit:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > self._body_max:
-                    raise trouble
+                    raise HTTPException(413, trouble.detail)  # the one kind that FastAPI lets through while it reads
             return message
 
         await self._app(scope, counted, send)

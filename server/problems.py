@@ -83,6 +83,9 @@ KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (Overloaded, BUSY),
 )
 _HTTP_KINDS = {one.status: one for one in (BAD_REQUEST, UNAUTHORIZED, NOT_ALLOWED, NOT_FOUND, METHOD, CONFLICT, TOO_LARGE)}
+_TITLES = {
+    one.status: one.title for one in (*(kind for _, kind in KINDS), *_HTTP_KINDS.values(), TOO_MANY, CHANGED, INTERNAL)
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -153,7 +156,7 @@ def answer(path: str, trouble: Trouble, fields: list[dict[str, str]] | None = No
 
 
 def of(error: Exception) -> Trouble:
-    """What an error of the library means to a client; a mistake of ours is logged and tells nothing."""
+    """What an error of the library means to a client; a mistake of ours is logged, and tells only its type."""
     if isinstance(error, Trouble):
         return error
     for cls, kind in KINDS:
@@ -188,10 +191,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     return answer(request.url.path, trouble, fields)
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def of_http(path: str, error: HTTPException) -> Response:
+    """The response for an error of Starlette's or FastAPI's own, such as a path that is not there."""
     kind = _HTTP_KINDS.get(error.status_code) or Kind(error.status_code, "http", str(error.detail))
-    response = answer(request.url.path, Trouble(kind, str(error.detail)))
+    response = answer(path, Trouble(kind, str(error.detail)))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
@@ -200,7 +203,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     """Answer every error of the app by the tables above."""
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Trouble, _on_error)
     for cls, _ in KINDS:
         app.add_exception_handler(cls, _on_error)
@@ -209,12 +211,18 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
-    """These statuses for a route's `responses`, with the common ones of every route that wants a key."""
-    wanted = sorted({*statuses, 400 if openai else 422, 400, 401, 403, 404, 413, 429, 500, 503, 507})
+    """These statuses for a route's `responses`, with those of every route that wants a key and asks the pool."""
+    common = {400, 401, 403, 404, 413, 429, 500, 503, 507}
+    return _documented({*statuses, *common, *(() if openai else (422,))}, openai)
+
+
+def documented_open(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These statuses only, for a route that wants no key."""
+    return _documented(set(statuses), False)
+
+
+def _documented(statuses: set[int], openai: bool) -> dict[int | str, dict[str, Any]]:
     model: type[BaseModel] = OpenAIError if openai else Problem
     media = "application/json" if openai else "application/problem+json"
-    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
-    titles = {one.status: one.title for _, one in KINDS} | {one.status: one.title for one in _HTTP_KINDS.values()}
-    return {
-        status: {"description": titles.get(status, "Not done"), "content": {media: {"schema": reference}}} for status in wanted
-    }
+    content = {media: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {status: {"description": _TITLES.get(status, "Not done"), "content": content} for status in sorted(statuses)}

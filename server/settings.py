@@ -1,4 +1,4 @@
-"""What a server can be told, by environment variables `SHAREDRAG_...` (or `sharedrag serve`, which sets them for its workers)."""
+"""What a server can be told, by environment variables `SHAREDRAG_...`; `sharedrag serve` sets them for its workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Settings(BaseSettings):
     label: str = Field(default="", description="What this node calls itself in `sharedrag info` and beside messages.")
     history: str = Field(default="history", description="The history's name in the pool.")
     embedder: str = Field(default="light", description="As `sharedrag.embed.load_embedder` takes it.")
-    maintenance: float = Field(default=0.1, description="The share of one core for the pool's care, in one worker at a time.")
+    maintenance: float = Field(
+        default=0.1, description="The share of one core for the pool's care, in one worker at a time."
+    )
 
     admin_key: SecretStr | None = Field(default=None, description="The admin key; without one, the first start makes it.")
 
@@ -36,7 +38,9 @@ class Settings(BaseSettings):
     burst: Annotated[int, Field(ge=1)] = Field(default=400, description="How many may come at once before the rate counts.")
     streams: Annotated[int, Field(ge=0)] = Field(default=256, description="Event streams of one worker; more get a 503.")
     keepalive_s: Annotated[float, Field(gt=0)] = Field(default=15.0, description="A silent event stream says so this often.")
-    shutdown_s: Annotated[int, Field(ge=0)] = Field(default=30, description="How long answers in flight may take at the end.")
+    shutdown_s: Annotated[int, Field(ge=0)] = Field(
+        default=30, description="How long answers in flight may take at the end."
+    )
     switch_interval_s: Annotated[float, Field(gt=0)] = Field(
         default=0.0005, description="How long a thread may keep the interpreter while the event loop wants it."
     )
@@ -44,7 +48,9 @@ class Settings(BaseSettings):
     metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
     metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")
 
-    upstream_url: str | None = Field(default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1.")
+    upstream_url: str | None = Field(
+        default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1."
+    )
     upstream_key: SecretStr | None = Field(default=None, description="The key for it.")
     upstream_model: str | None = Field(default=None, description="The model to ask for; by default what the client names.")
     upstream_timeout_s: Annotated[float, Field(gt=0)] = Field(default=120.0, description="How long it may be silent.")

@@ -258,6 +258,49 @@ def ask(
         _show(cli_view.answers_view(question, hits, searched.name, rows, seconds))
 
 
+@app.command()
+def serve(
+    pool: Annotated[
+        str | None, typer.Option("--pool", "-p", help="The pool, made if it is not there. Default: /dev/shm/sharedrag.pool.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes that answer.")] = 2,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0 for all addresses.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    capacity: Annotated[str | None, typer.Option("--capacity", "-c", help="Of a pool that is made now.")] = None,
+    node: Annotated[int | None, typer.Option("--node", min=0, help="The node (lock domain) to attach as.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Lock domains of a pool that is made now.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="What this node calls itself. Default: the host's name.")
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="One line for each request.")] = False,
+) -> None:
+    """Serve a pool's history over HTTP: groups, conversations, and the crowd's answers, with OpenAI's API among the rest.
+
+    The admin key is SHAREDRAG_ADMIN_KEY; where that is not set, the first start on a pool makes one and shows it this once.
+    Every setting is a variable SHAREDRAG_...: README, "As a service".
+
+    ```
+    sharedrag serve --pool /dev/shm/team.pool --workers 2 --port 8000
+    ```
+    """
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("server") is None:
+        raise SharedRagError("the server is not installed", operation="serve", hint="pip install 'sharedrag[server,light]'")
+    from server.serve import serve as run
+    from server.settings import Settings
+
+    given = {"pool": pool, "capacity": capacity, "node": node, "nodes": nodes, "label": label}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValueError as error:  # pydantic's: a variable that means nothing
+        raise typer.BadParameter(str(error)) from None
+    run(settings, host, port, workers, access_log, _show_admin_key)
+
+
+def _show_admin_key(key: str) -> None:
+    typer.echo(f"Admin key (shown this once, keep it): {key}")
+    sys.stdout.flush()
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def demo(ctx: typer.Context) -> None:
     """Watch four processes share one memory: a Hawaii travel group's chat, offline, in about two minutes.

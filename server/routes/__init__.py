@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from server.routes import groups, health
+from server.routes import ask, conversations, events, groups, health, items, keys, marks, users
 
 #: In this order; another resource is one more line here.
-ROUTERS = (health.router, groups.router)
+ROUTERS = (
+    health.router,
+    groups.router,
+    keys.router,
+    users.router,
+    ask.router,
+    conversations.router,
+    items.router,
+    marks.router,
+    events.router,
+)

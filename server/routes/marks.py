@@ -1,0 +1,203 @@
+"""What members make of a message: comments, votes, confirmations, corrections, flags.
+
+The same under `/v1/items/{item}` and `/v1/conversations/{conversation}/items/{item}`: an item's id is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from server import problems
+from server.auth import Call, Calling, Principal
+from server.reply import listing, reply
+from sharedrag.history import History
+from sharedrag.history.models import Comment, Standing
+
+TEXT_MAX = 32_768  # characters
+MessageId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class NewComment(BaseModel):
+    """A remark."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "Still true in May."}]})
+
+    text: Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+
+
+class CommentList(BaseModel):
+    """Remarks on a message, the oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Comment]
+    has_more: bool = False
+
+
+class Vote(BaseModel):
+    """Up, down, or (0) no vote any more."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"value": 1}]})
+
+    value: Literal[1, -1, 0]
+
+
+class Correction(BaseModel):
+    """Which message says it better now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: MessageId
+
+
+class Flag(BaseModel):
+    """What is wrong with a message."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "spam"}]})
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class Moderated(BaseModel):
+    """Whether members see it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Literal["hidden", "visible"]
+
+
+async def _in_conversation(request: Request, call: Calling) -> None:
+    """Under a conversation's path: the item is one of its messages."""
+    conversation, item = request.path_params.get("conversation"), request.path_params["item"]
+    if conversation is not None:
+        await call(lambda history, who: history.messages.get(*who.place, conversation, item))
+
+
+_marks = APIRouter(tags=["items"], dependencies=[Depends(_in_conversation)])
+
+
+async def _standing(call: Call, item: str) -> Response:
+    return reply(await call(lambda history, who: history.marks.standing(*who.place, item)))
+
+
+@_marks.get("/standing", response_model=Standing, responses=problems.documented())
+async def standing(item: str, call: Calling) -> Response:
+    """What the members made of it so far."""
+    return await _standing(call, item)
+
+
+@_marks.get("/comments", response_model=CommentList, responses=problems.documented())
+async def comments(item: str, call: Calling) -> Response:
+    """The remarks on it."""
+    return listing(await call(lambda history, who: history.marks.comments(*who.place, item)))
+
+
+@_marks.post("/comments", status_code=201, response_model=Comment, responses=problems.documented())
+async def comment(item: str, body: NewComment, call: Calling) -> Response:
+    """Remark on it."""
+    return reply(await call(lambda history, who: history.marks.comment(*who.place, item, body.text)), 201)
+
+
+@_marks.delete("/comments/{comment}", status_code=204, response_class=Response, responses=problems.documented())
+async def uncomment(item: str, comment: str, call: Calling) -> Response:
+    """Take a remark away. Wants its author or a moderator."""
+    del item
+    await call(lambda history, who: history.marks.delete_comment(*who.place, comment))
+    return Response(status_code=204)
+
+
+@_marks.put("/vote", response_model=Standing, responses=problems.documented())
+@_marks.post("/vote", response_model=Standing, responses=problems.documented())
+async def vote(item: str, body: Vote, call: Calling) -> Response:
+    """Vote on it. One vote a member, the newest counts; nobody votes on their own."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.vote(*who.place, item, body.value)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.post("/confirm", response_model=Standing, responses=problems.documented())
+async def confirm(item: str, call: Calling) -> Response:
+    """Say that it is still true, as of now."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.confirm(*who.place, item)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.delete("/confirm", response_model=Standing, responses=problems.documented())
+async def unconfirm(item: str, call: Calling) -> Response:
+    """Take one's confirmation back."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.unconfirm(*who.place, item)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.post("/supersede", response_model=Standing, responses=problems.documented(409))
+async def supersede(item: str, body: Correction, call: Calling) -> Response:
+    """Say which message takes its place. Wants the author of either, or a moderator."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.supersede(*who.place, item, body.by)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.delete("/supersede", response_model=Standing, responses=problems.documented())
+async def unsupersede(item: str, call: Calling) -> Response:
+    """Nothing takes its place any more."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.unsupersede(*who.place, item)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.post("/flag", response_model=Standing, responses=problems.documented())
+async def flag(item: str, body: Flag, call: Calling) -> Response:
+    """Flag it for the moderators. Flagged by enough members, it is hidden until one has looked at it."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.flag(*who.place, item, body.reason)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.delete("/flag", response_model=Standing, responses=problems.documented())
+async def unflag(item: str, call: Calling) -> Response:
+    """Take one's flag back."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.unflag(*who.place, item)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+@_marks.put("/moderation", response_model=Standing, responses=problems.documented())
+async def moderate(item: str, body: Moderated, call: Calling) -> Response:
+    """Hide it, or show it whatever its flags. Wants a moderator."""
+
+    def job(history: History, who: Principal) -> Standing:
+        history.marks.moderate(*who.place, item, body.state)
+        return history.marks.standing(*who.place, item)
+
+    return reply(await call(job))
+
+
+router = APIRouter()
+router.include_router(_marks, prefix="/v1/items/{item}")
+router.include_router(_marks, prefix="/v1/conversations/{conversation}/items/{item}", include_in_schema=False)

@@ -1,0 +1,71 @@
+"""`sharedrag serve`: one parent that binds the port, and workers that it starts anew when they die.
+
+All workers accept from one socket, so a connection that waits is lost with no worker. The parent keeps nothing that a
+request needs; it makes the pool and the admin key before there are workers, and shows a key that it made this once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from server.app import open_history
+from server.settings import Settings
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+
+
+def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; answers in flight are finished first. `show_key` gets an admin key made just now."""
+    given = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
+    history = open_history(settings, maintenance=False)
+    try:
+        made = history.keys.ensure_admin(given)
+    finally:
+        history.pool.close()
+    if made is not None:
+        show_key(made)
+    folder = tempfile.mkdtemp(prefix="sharedrag-metrics-") if settings.metrics_folder is None else None
+    try:
+        os.environ.update(_environment(settings, folder, workers))
+        os.environ.pop("SHAREDRAG_ADMIN_KEY", None)  # its hash is in the pool: no worker needs the key
+        config = uvicorn.Config(
+            "server.app:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            backlog=_BACKLOG,
+            access_log=access_log,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=settings.shutdown_s,
+        )
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(settings: Settings, folder: str | None, workers: int) -> dict[str, str]:
+    """What the workers are told: these settings, and how many cores one of them may take."""
+    told = {
+        f"SHAREDRAG_{name.upper()}": str(value)
+        for name, value in settings.model_dump(include=settings.model_fields_set).items()
+        if isinstance(value, (str, int, float, os.PathLike)) and not isinstance(value, bool)
+    }
+    if folder is not None:
+        told["SHAREDRAG_METRICS_FOLDER"] = folder
+    cores = max(1, len(os.sched_getaffinity(0)) // workers)
+    for name in ("SHAREDRAG_EMBED_THREADS", "OMP_NUM_THREADS"):
+        told[name] = os.environ.get(name, str(cores))
+    return told
