@@ -32,7 +32,7 @@ from server.transcript import Transcript, text_of
 from server.upstream import Upstream, UpstreamError
 from server.work import Overloaded, Work
 from sharedrag.errors import SharedRagError
-from sharedrag.history import History, prompt
+from sharedrag.history import History
 from sharedrag.history.errors import Conflict, LeaseHeld, LeaseLost, NotFound
 from sharedrag.history.models import Answer, NewMessage
 
@@ -223,6 +223,8 @@ def _check_wheel(history: History, plan: Plan) -> None:
 
 def _retrieve(history: History, plan: Plan) -> None:
     """What the crowd knows; and if no upstream is to be asked, the reply made of it."""
+    from sharedrag.history import prompt
+
     question = plan.transcript.question
     if question:
         where = plan.conversation if plan.begun else None
@@ -245,6 +247,8 @@ def _retrieve(history: History, plan: Plan) -> None:
 
 def forwarded(plan: Plan, model: str) -> dict[str, Any]:
     """The body for the upstream: the client's, with the crowd's answers as data in the user's message."""
+    from sharedrag.history import prompt
+
     said = {text_of(one.get("content")).strip() for one in plan.transcript.messages}
     news = [one for one in plan.answers if one.answer.strip() not in said]
     messages = plan.transcript.with_data(prompt.as_data(news)) if news else plan.transcript.messages
