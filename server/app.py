@@ -25,6 +25,8 @@ from server.limits import BodyLimit, Rates
 from server.metrics import Measured, Metrics
 from server.routes import ROUTERS
 from server.settings import Settings
+from server.upstream import Upstream
+from server.watching import Watching
 from server.work import Work
 from sharedrag import Pool
 from sharedrag.embed import load_embedder, threads_default
@@ -88,7 +90,9 @@ async def _start(state: State) -> None:
     state.rates = Rates(settings.rate, settings.burst)
     state.work = Work(settings.threads, settings.queue)
     state.history = await state.work.run(open_history, settings, settings.maintenance)
+    state.upstream = Upstream.of(settings)
     state.feed = Feed(state.history, asyncio.get_running_loop())
+    state.watching = Watching(state.history, state.work, state.stopping)
     _tell_when_stopped(state.stopping)
 
 
@@ -96,6 +100,8 @@ async def _stop(state: State) -> None:
     """Every answer has been given: end the threads, let go of the pool."""
     state.stopping.set()
     await asyncio.to_thread(state.feed.close)
+    if state.upstream is not None:
+        await state.upstream.aclose()
     await asyncio.to_thread(state.work.close)
     await asyncio.to_thread(state.history.pool.close)
 

@@ -171,6 +171,10 @@ def of(error: Exception) -> Trouble:
     if isinstance(error, ValidationError):
         return Trouble(UNPROCESSABLE, "; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()[:5]))
     _log.error("a mistake of ours", exc_info=error)
+    return _mistake(error)
+
+
+def _mistake(error: Exception) -> Trouble:
     return Trouble(INTERNAL, f"{type(error).__name__}: the server's log says more")
 
 
@@ -180,6 +184,10 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     return answer(request.url.path, of(error))
+
+
+async def _on_mistake(request: Request, error: Exception) -> Response:
+    return answer(request.url.path, _mistake(error))  # it is raised again behind us, and uvicorn logs it
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -207,7 +215,7 @@ def install(app: FastAPI) -> None:
     for cls, _ in KINDS:
         app.add_exception_handler(cls, _on_error)
     app.add_exception_handler(ValidationError, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    app.add_exception_handler(Exception, _on_mistake)
 
 
 def documented(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:

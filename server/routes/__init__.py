@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.routes import ask, conversations, events, groups, health, items, keys, marks, users
+from server.routes import ask, conversations, events, groups, health, items, keys, marks, me, models, page, pool, recent, users
 
 #: In this order; another resource is one more line here.
 ROUTERS = (
@@ -15,4 +15,9 @@ ROUTERS = (
     items.router,
     marks.router,
     events.router,
+    models.router,
+    me.router,
+    recent.router,
+    pool.router,
+    page.router,
 )
