@@ -149,12 +149,12 @@ class Messages:
             for name, record, key in zip(ids, self._store.get(*ids), keys, strict=True):
                 if record is None or key is None or not shows(stretches, record, key):
                     raise not_found(f"message that is answered: {name!r:.80}")
-                found[name] = _turn(record)
+                found[name] = turn_of(record)
         return found
 
     def _earlier(self, stretches: builtins.list[Stretch]) -> builtins.list[pairing.Turn]:
         records, _ = self._page(stretches, _EARLIER_MAX, None, newest_first=True)
-        return [_turn(one) for one in reversed(records)]
+        return [turn_of(one) for one in reversed(records)]
 
     def _embedded(self, conversation: Record, draft: _Draft, vectors: Any) -> Any:
         """The vector of each exchange's question, with its conversation before it where it needs that."""
@@ -204,7 +204,7 @@ class Messages:
                 [exchange_id(pair.answer.id) for pair in draft.pairs],
                 vectors,
                 [f"{pair.question.text}\n\n{pair.answer.text}" for pair in draft.pairs],
-                [_exchange_fields(group, pair, draft.fields[at]) for pair, at in zip(draft.pairs, answers, strict=True)],
+                [exchange_fields(group, pair, draft.fields[at]) for pair, at in zip(draft.pairs, answers, strict=True)],
                 created=[draft.created[at] for at in answers],
             )
         ids, texts, fields, created = (
@@ -335,7 +335,9 @@ def _check(messages: object) -> list[NewMessage]:
     return list(messages)
 
 
-def _turn(record: Record) -> pairing.Turn:
+def turn_of(record: Record) -> pairing.Turn:
+    """A message's record, as far as pairing looks at it."""
+    """A message's record as pairing looks at it."""
     held = record.metadata
     return pairing.Turn(
         record.id,
@@ -348,7 +350,9 @@ def _turn(record: Record) -> pairing.Turn:
     )
 
 
-def _exchange_fields(group: str, pair: pairing.Pair, answer: dict[str, Any]) -> dict[str, Any]:
+def exchange_fields(group: str, pair: pairing.Pair, answer: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of an exchange; `answer` is that of its answer."""
+    """An exchange's metadata; `answer` is that of the message that answers."""
     fields = {
         "kind": "exchange",
         "group": group,
