@@ -63,16 +63,16 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What is new, in the order of its keys; the place to go on from; and, as of the same moment, how many records live.
+    """What is new, in the order of its keys; the place to go on from; whether a limit left some out.
 
-    A tombstone may have been cleared away before anybody asked: who keeps a copy compares its size with `live`, and starts
-    over from None where they differ.
+    `live` is how many records match as of the same moment, None if nothing is new. A tombstone may have been cleared away
+    before anybody asked: who keeps a copy compares its size with `live`, and starts over from None where they differ.
     """
 
     changes: list[Change]
     place: str
     more: bool
-    live: int
+    live: int | None
 
 
 class Collection:
@@ -243,11 +243,11 @@ class Collection:
         if limit is not None and (type(limit) is not int or limit < 1):
             raise InvalidFilter(f"limit is {limit!r}", operation="changes", hint="Give a whole number from 1 on, or None")
         with self._view() as view:
+            if known.version == view.version:
+                return Changes([], known.encoded(), False, None)
             live = view.live
             if wanted is not None:
                 live = sum(int(np.count_nonzero(self._mask(part, wanted))) for part in view.parts)
-            if known.version == view.version:
-                return Changes([], known.encoded(), False, live)
             mask_of = (lambda part: None) if wanted is None else partial(self.masks.of, wanted=wanted)
             found = feed.since(view, known, limit, self.lanes, mask_of, partial(_lives_again, view))
             changes = [_change(view.parts[one.part].segment, one) for one in found.rows]
@@ -324,6 +324,24 @@ class Collection:
                 found = [fusion.fused(*both, k, alpha) for both in zip(by_vector, found, strict=True)]
             hits = [_hits(view.parts, one) for one in found]
         return hits[0] if single else hits
+
+    def match(
+        self, vector: Any, text: str, k: int = 10, filter: dict[str, Any] | Filter | None = None
+    ) -> list[tuple[Hit, float]]:
+        """The k records nearest to a (dimension,) vector, each with how much of `text` its words cover (`Lexicon.shares`).
+
+        For a ranking of one's own over both. Without a vector (None), the k best by words. Raises as `search` does.
+        """
+        k, wanted, (question,) = knn.check_k(k), parse(filter), lexical.check_questions([text])[0]
+        queries = None if vector is None else self._queries(vector)[0]
+        with self._view() as view:
+            masks = self._masks(view, wanted, None)
+            if queries is None:
+                found = self.lexicon.search(view.parts, masks, question, k)
+            else:
+                (found,) = self._planner.search(view, masks, _name(wanted, None), queries, k, False)
+            shares = self.lexicon.shares(view.parts, list(zip(found.parts, found.rows, strict=True)), question)
+            return list(zip(_hits(view.parts, found), shares, strict=True))
 
     def _masks(self, view: View, wanted: Filter | None, ids: Sequence[str] | None) -> list[npt.NDArray[np.bool_] | None]:
         """For each part of a view which of its rows a search may find, None for all."""

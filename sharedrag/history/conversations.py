@@ -148,7 +148,7 @@ class Conversations:
             if access.user != record.metadata["user"] and not access.moderates:
                 raise not_allowed("only who began a conversation may delete it", "Ask a moderator of the group")
             messages = self._store.records.scan(of_kind("message", conversation=id), columns=["id"])["id"].to_pylist()
-            self._store.delete_messages(group, messages)
+            self._store.delete_messages(group, messages, notes=False)
             self._store.vanish(group, "conversation", [id], [lease_id(id)])
 
     # ------------------------------------------------------------------ forks

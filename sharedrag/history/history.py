@@ -6,13 +6,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sharedrag.embed import Embedder
+from sharedrag.history.bulk import Bulk
 from sharedrag.history.conversations import Conversations
+from sharedrag.history.events import events
 from sharedrag.history.groups import Groups
 from sharedrag.history.keys import Keys
+from sharedrag.history.marks import Marks
 from sharedrag.history.messages import Messages
-from sharedrag.history.models import Answer
+from sharedrag.history.models import Answer, Event
 from sharedrag.history.once import Once
 from sharedrag.history.records import Store
+from sharedrag.history.tidy import tidy
+from sharedrag.history.users import Users
 from sharedrag.pool import Pool
 
 if TYPE_CHECKING:
@@ -45,7 +50,10 @@ class History:
         self.keys = Keys(self.store)
         self.conversations = Conversations(self.store)
         self.messages = Messages(self.store, self.conversations)
+        self.marks = Marks(self.store)
+        self.users = Users(self.store)
         self.once = Once(self.store)
+        self.bulk = Bulk(self.store)
 
     def ask(
         self,
@@ -71,3 +79,22 @@ class History:
         from sharedrag.history.direct import direct_answer
 
         return direct_answer(self, group, question, answers)  # type: ignore[no-any-return]
+
+    def events(self, group: str | None, place: str | None = None, limit: int | None = None) -> tuple[list[Event], str]:
+        """What is new in a group (None: in all), at most `limit`, from `place` on (None: from the beginning).
+
+        Returns the events in order, and the place to go on from, which is good in every process. Who may see them is the
+        caller's to check. Raises `InvalidRecord` for a text that is no place.
+        """
+        return events(self.store, group, place, limit)
+
+    def place(self) -> str:
+        """Where the events stand now: from here, `events` gives what comes."""
+        return self.store.records.place()
+
+    def tidy(self, now: datetime | None = None) -> dict[str, int]:
+        """Erase what groups keep no longer, and notes, leases and half-written exchanges that nobody needs any more.
+
+        To be called once in a while, by any process: one at a time does it. Returns how many records of each kind went.
+        """
+        return tidy(self.store, now)

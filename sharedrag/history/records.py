@@ -38,6 +38,7 @@ from sharedrag.pool import Pool
 
 LOCKS = 256
 PAGE_MAX = 1000
+_DELETE_BATCH = 2_000
 MODERATORS = ("moderator", "owner")
 #: Kinds that say something about a message, each under the metadata key "message".
 MARKS = ("vote", "confirm", "supersede", "flag", "moderation", "comment")
@@ -257,13 +258,20 @@ class Store:
                 found += self.exchanges.scan(Where(key, "in", some), columns=["id"])["id"].to_pylist()
         return list(dict.fromkeys(found))
 
-    def delete_messages(self, group: str, messages: Sequence[str], more: Sequence[str] = ()) -> int:
-        """Take messages away, with their exchanges, marks and `more` records beside; returns how many exchanges went.
+    def delete_messages(self, group: str, messages: Sequence[str], *, notes: bool = True) -> int:
+        """Take messages away with their exchanges and marks, and leave notes of it; returns how many exchanges went.
 
         Exchanges first: killed in between, who tries again still finds the messages.
         """
-        exchanges = self.exchanges.delete(self.exchanges_of(messages)) if messages else 0
-        self.vanish(group, "message", messages, [*self.marks_on(messages), *more])
+        exchanges = 0
+        for start in range(0, len(messages), _DELETE_BATCH):
+            some = messages[start : start + _DELETE_BATCH]
+            exchanges += self.exchanges.delete(self.exchanges_of(some))
+            marks = self.marks_on(some)
+            if notes:
+                self.vanish(group, "message", some, marks)
+            else:
+                self.records.delete([*some, *marks])
         return exchanges
 
     def vanish(self, group: str, kind: str, ids: Sequence[str], more: Sequence[str] = (), user: str | None = None) -> None:
