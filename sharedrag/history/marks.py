@@ -56,9 +56,10 @@ class Marks:
             [mark_id(kind, message.id, user)], metadata=[{**metadata, **fields, "node": self._store.node}]
         )
 
-    def _unmark(self, kind: str, group: str, message: str, id: str) -> None:
-        if id in self._store.records:
-            self._store.vanish(group, kind, [id])
+    def _unmark(self, kind: str, message: Record, user: str) -> None:
+        mark = mark_id(kind, message.id, user)
+        if mark in self._store.records:
+            self._store.vanish(message.metadata["group"], kind, [mark], message=message.id, user=user)
 
     # ------------------------------------------------------------------ members
 
@@ -75,7 +76,7 @@ class Marks:
             if value:
                 self._mark("vote", found, user, value=value)
             else:
-                self._unmark("vote", group, message, mark_id("vote", message, user))
+                self._unmark("vote", found, user)
 
     def confirm(self, group: str, user: str, message: str) -> None:
         """Say that a message is still true, as of now. Raises `NotFound`."""
@@ -84,8 +85,8 @@ class Marks:
 
     def unconfirm(self, group: str, user: str, message: str) -> None:
         """Take one's confirmation back, if there is one. Raises `NotFound`."""
-        with self._at(group, user, message):
-            self._unmark("confirm", group, message, mark_id("confirm", message, user))
+        with self._at(group, user, message) as (_, found):
+            self._unmark("confirm", found, user)
 
     def flag(self, group: str, user: str, message: str, reason: str = "") -> None:
         """Flag a message for the moderators; a member's newest flag counts. Raises `NotFound`, `InvalidRequest`."""
@@ -95,8 +96,8 @@ class Marks:
 
     def unflag(self, group: str, user: str, message: str) -> None:
         """Take one's flag back, if there is one. Raises `NotFound`."""
-        with self._at(group, user, message):
-            self._unmark("flag", group, message, mark_id("flag", message, user))
+        with self._at(group, user, message) as (_, found):
+            self._unmark("flag", found, user)
 
     def comment(self, group: str, user: str, message: str, text: str) -> Comment:
         """Remark on a message. Raises `NotFound`, `InvalidRequest`."""
@@ -126,7 +127,7 @@ class Marks:
         record = self._store.owned(found, group, "comment")
         if access.user != record.metadata["user"] and not access.moderates:
             raise not_allowed("only its author may delete a comment", "Ask a moderator of the group")
-        self._store.vanish(group, "comment", [comment])
+        self._store.vanish(group, "comment", [comment], message=record.metadata["message"])
 
     # ------------------------------------------------------------------ corrections
 
@@ -170,7 +171,7 @@ class Marks:
                 authors.add(successor.metadata["user"])
             if access.user not in authors and not access.moderates:
                 raise not_allowed("only the authors of the two messages may say so", "Ask a moderator")
-            self._store.vanish(group, "supersede", [mark.id])
+            self._store.vanish(group, "supersede", [mark.id], message=old)
 
     # ------------------------------------------------------------------ moderators
 

@@ -274,11 +274,12 @@ class Store:
                 self.records.delete([*some, *marks])
         return exchanges
 
-    def vanish(self, group: str, kind: str, ids: Sequence[str], more: Sequence[str] = (), user: str | None = None) -> None:
-        """Delete records, and leave a note for each of `ids`: whoever follows the group's events is told by it."""
-        metadata: dict[str, Any] = {"kind": "gone", "of": kind, "group": group}
-        if user is not None:
-            metadata["user"] = user
+    def vanish(self, group: str, kind: str, ids: Sequence[str], more: Sequence[str] = (), **fields: str) -> None:
+        """Delete records, and leave a note for each of `ids`: whoever follows the group's events is told by it.
+
+        Where an id names a user, `user` must be among the `fields` of the note: it is erased with them.
+        """
+        metadata: dict[str, Any] = {"kind": "gone", "of": kind, "group": group, **fields}
         self.records.put(
             [f"gone/{one}" for one in ids],
             metadata=[{**metadata, "id": one} for one in ids],
