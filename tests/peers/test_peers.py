@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.peers import adapters, corpus, report, runner
+from tests.peers import adapters, corpus, readme, report, runner
 from tests.peers.__main__ import arguments
 from tests.peers.job import EFFORTS, Job
-from tests.peers.measures import MEASURES
-from tests.peers.protocol import DIMENSION, Hit, Place, identifier
+from tests.peers.measures import MEASURES, load
+from tests.peers.protocol import DIMENSION, Cannot, Hit, Place, Rows, identifier
 from tests.peers.runner import Plan, Runner
 
 _ADAPTERS = Path(adapters.__file__).parent
-_ADAPTER_LINES_MAX = 170
+_ADAPTER_LINES_MAX = 200
 _ROWS = 1_000
 
 
@@ -156,6 +156,43 @@ def test_only_what_is_known_may_be_asked_for(shared_data: Path) -> None:
         arguments(["--only", "oracle"])
     assert arguments(["--only", "faiss, usearch"]).only == ["faiss", "usearch"]
     assert runner.measures_in_order(["writers", "load"]) == ["load", "writers"]
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    """Its table is what `python -m tests.peers.readme` makes of them."""
+    _, marked, rest = readme.README.read_text().partition(readme.BEGIN)
+    shown, ended, _ = rest.partition(readme.END)
+    assert marked and ended
+    assert shown == readme.table()
+
+
+def test_the_committed_results_are_whole_and_small() -> None:
+    """Every peer stands in both runs, full ones; no path of the machine that they ran on, no large picture."""
+    for rows in (100_000, 1_000_000):
+        found = readme.results(rows)
+        assert set(found["peers"]) == set(adapters.PEERS)
+        assert found["rows"] == rows and found["effort"] == "full"
+        assert str(runner.REPOSITORY) not in (readme.RESULTS / f"peers-{rows}.json").read_text()
+        assert report.markdown(found) == (readme.RESULTS / f"peers-{rows}.md").read_text()
+    assert all(picture.stat().st_size < 200_000 for picture in readme.RESULTS.glob("*.png"))
+
+
+def test_a_load_that_cannot_end_in_time_is_not_waited_for() -> None:
+    """What it had taken so far stands in the reason; one that is quick enough goes on to the end."""
+    batches = [Rows(list(range(1_000)), ["m"] * 1_000, np.zeros((1_000, DIMENSION), np.float32), [""] * 1_000, [{}] * 1_000)]
+    timed = load._Timed(iter(batches * 5), 5_000, limit_s=100.0)
+    assert sum(len(one.ids) for one in timed) == 5_000
+    slow = load._Timed(iter(batches * 5), 5_000, limit_s=100.0)
+    slow._begun -= 70.0
+    with pytest.raises(Cannot, match=r"not done within 100 s: after 70 s it had taken 1,000 of 5,000 rows"):
+        list(slow)
+
+
+def test_beyond_the_real_rows_a_peer_that_takes_fewer_is_not_measured_again(running: Runner) -> None:
+    """Its load says how many it takes and why; nothing else is tried."""
+    running._plan.measures += ["load", "query"]
+    told = running._too_many({"rows": 5_000, "why_rows": "it is slow"})
+    assert told == {"load": {"cannot": "5,000 rows at most: it is slow"}, "query": {"cannot": "not loaded"}}
 
 
 @pytest.mark.slow

@@ -39,17 +39,9 @@ class Lance(Peer):
         f"read consistency, optimize() after each {_OPTIMIZE_EVERY} writes; knobs: nprobes and refine_factor"
     )
     knobs: ClassVar[tuple[tuple[int, int], ...]] = (
-        (8, 3),
-        (16, 3),
-        (16, 5),
-        (24, 5),
-        (32, 5),
-        (48, 8),
-        (64, 8),
-        (96, 12),
-        (160, 16),
-        (320, 20),
-    )
+        (8, 3), (16, 3), (16, 5), (24, 5), (24, 8), (32, 5), (32, 8), (40, 8), (48, 8), (64, 8), (64, 12), (96, 12),
+        (128, 12), (160, 16), (320, 20),
+    )  # fmt: skip
 
     def __init__(self, place: Place) -> None:
         """Open the table."""
