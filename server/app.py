@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import signal
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 
 import faiss
@@ -17,20 +19,26 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from server import openapi, problems
 from server.auth import caller
 from server.feed import Feed
 from server.limits import BodyLimit, Rates
+from server.mcp import PATH as MCP_PATH
+from server.mcp import McpDoor
 from server.metrics import Measured, Metrics
 from server.routes import ROUTERS
 from server.settings import Settings
 from server.upstream import Upstream
 from server.watching import Watching
-from server.work import Work
+from server.work import Overloaded, Work
 from sharedrag import Pool
 from sharedrag.embed import load_embedder, threads_default
+from sharedrag.errors import SharedRagError
 from sharedrag.history import History
+
+_log = logging.getLogger("sharedrag.server")
 
 
 def open_history(settings: Settings, maintenance: bool | float) -> History:
@@ -60,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await _start(app.state)
         try:
-            yield
+            async with mcp.running():
+                yield
         finally:
             await _stop(app.state)
 
@@ -68,10 +77,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.node = node_name(settings)
     app.state.metrics = Metrics(settings.metrics_folder)
+    mcp = McpDoor(app.state)
     problems.install(app)
     app.add_exception_handler(HTTPException, _on_http)
     for router in ROUTERS:
         app.include_router(router)
+    app.router.routes.append(Route(MCP_PATH, endpoint=mcp))
     openapi.install(app)
     app.add_middleware(BodyLimit, body_max=settings.body_max)
     if settings.cors_origins:
@@ -93,12 +104,27 @@ async def _start(state: State) -> None:
     state.upstream = Upstream.of(settings)
     state.feed = Feed(state.history, asyncio.get_running_loop())
     state.watching = Watching(state.history, state.work, state.stopping)
+    state.tidying = asyncio.create_task(_tidy(state)) if settings.tidy_s else None
     _tell_when_stopped(state.stopping)
+
+
+async def _tidy(state: State) -> None:
+    """Now and then; of several processes one does it, and whoever is told to stop does not begin."""
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(state.stopping.wait(), state.settings.tidy_s * random.uniform(0.5, 1.5))
+            return
+        try:
+            await state.work.run(state.history.tidy)
+        except (SharedRagError, Overloaded) as error:
+            _log.warning("tidying: %s", error)
 
 
 async def _stop(state: State) -> None:
     """Every answer has been given: end the threads, let go of the pool."""
     state.stopping.set()
+    if state.tidying is not None:
+        await state.tidying
     await asyncio.to_thread(state.feed.close)
     if state.upstream is not None:
         await state.upstream.aclose()
