@@ -16,6 +16,7 @@ looked up for the rows met so far (MaxScore: Turtle & Flood 1995). Nothing is ap
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from sharedrag.errors import InvalidRecord
 from sharedrag.search import words
 from sharedrag.search.knn import Found, Mask
-from sharedrag.search.postings import I64, U16, U64, Postings
+from sharedrag.search.postings import COUNT_MAX, I64, U16, U64, Postings
 from sharedrag.search.tail import Tail
 from sharedrag.search.terms import Terms
 from sharedrag.segments.live import Part
@@ -33,6 +34,8 @@ from sharedrag.segments.live import Part
 K1 = 1.2
 B = 0.75
 _ASKED_MAX = 256  # terms of a question that are looked up: those of greatest weight
+_SHARED_MAX = 32  # the same, where given rows are compared with a question
+_LIGHT = 1 / 40  # of what all terms of a question weigh: terms that weigh less are passed over there
 _SLACK = np.float32(1.0001)  # bounds are compared with sums of float32
 # Looking one row up among postings costs about as much as scoring, or counting, that many of them.
 _SCORED_PER_LOOKUP = 4
@@ -81,12 +84,16 @@ class _Source(NamedTuple):
 
 
 class _Weighed(NamedTuple):
-    """What is asked, by falling weight: which of the hashes, and its weight; and what a row's length does."""
+    """What is asked, by falling weight: which of the hashes, and its weight; what a row's length does; all weights.
+
+    `most` counts the terms that no row has, too: a row that held every term endlessly would score that much.
+    """
 
     order: I64
     weights: F32
     base: np.float32
     factor: np.float32
+    most: float
 
 
 class Lexicon:
@@ -128,6 +135,33 @@ class Lexicon:
         for source, terms in sorted(zip(sources, found, strict=True), key=lambda one: -one[0].postings.rows):
             best.add(source, *_score(source, terms, weighed, scratch, k, best.floor))
         return best.found(parts)
+
+    def shares(self, parts: tuple[Part, ...], rows: list[tuple[int, int]], question: str) -> list[float]:
+        """For each row, given as (part, row): its BM25 score, as a share of the most that the question could bring any row.
+
+        From 0 (none of its words) to below 1. Unlike the scores themselves, shares of different questions can be compared.
+        The lightest terms (a fortieth of the whole or less), and all but the 32 heaviest, are passed over: they change little.
+        Raises `PoolDamaged` for texts that are not UTF-8.
+        """
+        hashes, asked = words.of_question(question)
+        scores = [0.0] * len(rows)
+        if not len(hashes) or not rows:
+            return scores
+        sources = self._sources(parts, [None] * len(parts), hashes)
+        found = [source.postings.find(hashes) for source in sources]
+        frequencies = _frequencies(sources, found, len(hashes))
+        if not frequencies.any():
+            return scores
+        weighed = _weighed(sources, frequencies, asked)
+        for source, terms in zip(sources, found, strict=True):
+            first, rows_here = source.postings.first, source.postings.rows
+            here = [at for at, (part, row) in enumerate(rows) if part == source.part and 0 <= row - first < rows_here]
+            if here:
+                spans = _spans(source.postings, terms, weighed)[:_SHARED_MAX]
+                spans = [span for span in spans if span.weight > _LIGHT * weighed.most]
+                for at in here:
+                    scores[at] = _score_of(source.postings, rows[at][1] - first, spans, weighed) / weighed.most
+        return scores
 
     # ------------------------------------------------------------------ where the postings are
 
@@ -228,10 +262,11 @@ def _weighed(sources: list[_Source], frequencies: I64, asked: I64) -> _Weighed:
         documents += source.postings.documents - (0 if gone is None else gone.documents)
         total += source.postings.total - (0 if gone is None else gone.total)
     weights = asked * np.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
+    most = float(weights.sum())
     weights[frequencies == 0] = 0.0
     order = (-weights).argsort(kind="stable")[: min(_ASKED_MAX, np.count_nonzero(frequencies))]
     base, factor = np.float32(K1 * (1 - B)), np.float32(K1 * B * documents / total)
-    return _Weighed(order, weights[order].astype(np.float32), base, factor)
+    return _Weighed(order, weights[order].astype(np.float32), base, factor, most)
 
 
 # ---------------------------------------------------------------------- what a row scores
@@ -308,6 +343,21 @@ def _spans(postings: Postings, found: tuple[I64, I64], weighed: _Weighed) -> lis
         if which in terms
     ]
     return [_Span(int(postings.starts[term]), int(postings.starts[term + 1]), weight) for term, weight in here]
+
+
+def _score_of(postings: Postings, place: int, spans: list[_Span], weighed: _Weighed) -> float:
+    """What one row scores. For a few rows, plain bisection costs less than NumPy's."""
+    places, counts = postings.places.data, postings.counts.data
+    normal = float(weighed.base + weighed.factor * postings.lengths[place])
+    score = 0.0
+    for begin, end, weight in spans:
+        at = bisect_left(places, place, begin, end)
+        if at < end and places[at] == place:
+            count = counts[at]
+            if count == COUNT_MAX:
+                count = float(postings.counts_at(np.array([at]))[0])
+            score += float(weight) * count / (count + normal)
+    return score
 
 
 def _gains(postings: Postings, span: _Span, weighed: _Weighed) -> tuple[I64, F32]:

@@ -26,7 +26,7 @@ from sharedrag.arena.segment import HEAP_MAX, Segment
 from sharedrag.search import words
 
 ROWS_MAX = 1 << 16
-_MANY = 255
+COUNT_MAX = 255  # what a count of one byte can say: at least so many
 _BATCH_BYTES = 4 << 20  # of text, tokenised at a time: bounds the memory that building takes
 _PIECE_BYTES = 1 << 20  # a text that is longer than a batch is tokenised in pieces of this
 
@@ -73,7 +73,7 @@ class Postings(NamedTuple):
         """The counts of these postings, each in full, as float32."""
         counts = self.counts[at].astype(np.float32)
         if len(self.many_at):
-            more = np.flatnonzero(counts == _MANY)
+            more = np.flatnonzero(counts == COUNT_MAX)
             counts[more] = self.many[self.many_at.searchsorted(at[more].astype(np.uint32))]
         return counts
 
@@ -81,7 +81,7 @@ class Postings(NamedTuple):
 def from_counts(first: int, lengths: U32, hashes: U64, starts: I64, places: I64, counts: I64) -> Postings:
     """Postings of `len(lengths)` rows, their columns narrowed. REQUIRES: sorted as `Postings` says."""
     assert len(lengths) <= ROWS_MAX and len(hashes) + 1 == len(starts) and len(places) == len(counts)
-    many_at = np.flatnonzero(counts >= _MANY)
+    many_at = np.flatnonzero(counts >= COUNT_MAX)
     return Postings(
         first,
         len(lengths),
@@ -90,7 +90,7 @@ def from_counts(first: int, lengths: U32, hashes: U64, starts: I64, places: I64,
         hashes,
         starts.astype(np.uint32),
         places.astype(np.uint16),
-        np.minimum(counts, _MANY).astype(np.uint8),
+        np.minimum(counts, COUNT_MAX).astype(np.uint8),
         many_at.astype(np.uint32),
         counts[many_at].astype(np.uint32),
         lengths,
