@@ -17,6 +17,7 @@ LAYERS = (
     ("filters", "info", "search", "maintenance"),
     ("writer", "keeper", "collection", "pool", "embed", "watch", "chats"),
     ("history",),
+    ("transfer",),
     ("__init__", "llama_index", "langchain", "cli", "cli_view", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -53,7 +53,7 @@ def _last_leaf(mapping: dict[str, Any]) -> str | None:
 
 
 def _joined(path: list[dict[str, Any]], skipped: Counter[str]) -> list[dict[str, Any]]:
-    """What was said: {id, role, text, time}, pieces of one speaker joined."""
+    """What was said: {id, role, text, time, model}, pieces of one speaker joined."""
     said: list[dict[str, Any]] = []
     for message in path:
         role = str((message.get("author") or {}).get("role"))
@@ -72,7 +72,9 @@ def _joined(path: list[dict[str, Any]], skipped: Counter[str]) -> list[dict[str,
         elif said and said[-1]["role"] == role:
             said[-1]["text"] += f"\n\n{text}"
         else:
-            said.append({"id": message.get("id"), "role": role, "text": text, "time": message.get("create_time")})
+            model = (message.get("metadata") or {}).get("model_slug")
+            time = message.get("create_time")
+            said.append({"id": message.get("id"), "role": role, "text": text, "time": time, "model": model})
     return said
 
 
@@ -90,4 +92,5 @@ def _message(said: dict[str, Any], conversation: str, extra: dict[str, Any]) -> 
         role=ROLES[said["role"]],
         time=iso_time(said["time"]),
         extra=extra,
+        model=str(said["model"] or "ChatGPT") if said["role"] == "assistant" else None,
     )

@@ -1,10 +1,11 @@
-"""Chats from files: JSON lines, Parquet, and the exports of ChatGPT and Slack (a folder, a zip, or one of their files).
+"""Chats from files: JSON lines, Parquet, Arrow, the exports of ChatGPT and Slack (a folder, a zip, or one of their files).
 
-`Chats` tells the kinds apart by name and content. Rows of JSON lines and Parquet are understood by the names of their fields
-(see `rows`). What cannot be a message (no text, a bot's notice, a system prompt) is counted by reason in `skipped`; what
-cannot be read raises `UnreadableData`.
+`Chats` tells the kinds apart by name and content. Rows of JSON lines, Parquet and Arrow are understood by the names of their
+fields (see `rows`). What cannot be a message (no text, a bot's notice, a system prompt) is counted by reason in `skipped`;
+what cannot be read raises `UnreadableData`.
 
-JSON lines and Parquet are read row by row. Of an export, one file's JSON is in memory at a time (of Slack, one channel's).
+JSON lines, Parquet and Arrow are read piece by piece. Of an export, one file's JSON is in memory at a time (of Slack, one
+channel's).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -23,6 +24,7 @@ from sharedrag.chats import chatgpt, rows, slack
 from sharedrag.chats.messages import Message
 from sharedrag.chats.reading import Files, Loaded, UnreadableData
 
+ARROW_MAGIC = b"ARROW1"
 PARQUET_MAGIC = b"PAR1"
 ZIP_MAGIC = b"PK\x03\x04"
 _BOM = b"\xef\xbb\xbf"
@@ -33,13 +35,13 @@ class Chats:
     """The messages of a file or folder, a conversation's in the order of time; read anew each time it is iterated.
 
     `done` is how much of it the running iteration has read, 0 to 1; `skipped` what it left out, by reason; `kind` what it
-    is ("rows": JSON lines, Parquet or a JSON array of messages), known as soon as the first message is.
+    is, known as soon as the first message is: "chatgpt", "slack", or "rows" for all other files.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Nothing is read yet."""
         self.path = Path(path)
-        self.kind: Literal["chatgpt", "slack", "rows"] = "rows"
+        self.kind = "rows"
         self.done = 0.0
         self.skipped: Counter[str] = Counter()
 
@@ -63,6 +65,8 @@ class Chats:
             start = file.read(4096)
         if start.startswith(ZIP_MAGIC):
             return self._zipped()
+        if start.startswith(ARROW_MAGIC):
+            return rows.messages(self._arrow_rows(), self.skipped)
         if start.startswith(PARQUET_MAGIC):
             return rows.messages(self._parquet_rows(), self.skipped)
         if start.removeprefix(_BOM).lstrip().startswith(b"["):
@@ -83,6 +87,17 @@ class Chats:
         except (pa.ArrowException, OSError) as error:
             raise UnreadableData(
                 self.path, f"not a readable Parquet file: {error}", "Write it again with a current Parquet writer"
+            ) from None
+
+    def _arrow_rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            with pa.memory_map(str(self.path)) as source:
+                file = pa.ipc.open_file(source)
+                numbers = self._counted(range(file.num_record_batches), file.num_record_batches)
+                yield from (row for number in numbers for row in file.get_batch(number).to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableData(
+                self.path, f"not a readable Arrow file: {error}", "Write it again as an Arrow IPC file"
             ) from None
 
     def _json_lines(self) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,10 @@ QUESTION_MARKS = "?\uff1f\u061f\u037e"  # Latin, full-width, Arabic, Greek
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `role` is None where the source does not say; `time` is as the source has it."""
+    """One turn of a conversation. `role` is None where the source does not say; `time` is as the source has it.
+
+    `model` wrote it, if one did. `crowd` false: it only repeats what the crowd said, and is no answer of its own.
+    """
 
     id: str
     conversation: str
@@ -31,6 +34,8 @@ class Message:
     reply_to: str | None = None
     time: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    crowd: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ A row is, by the first of these that fits:
 | `question`, and `answer` (or `response`, `text`) | a question and its answer |
 | `text` (or `content`, `message`, `body`) | one message |
 
-Other fields go by these names; whatever else is a string, number or truth value goes along as the exchange's metadata.
+Other fields go by the names below; whatever else is a string, number or truth value goes along as the exchange's metadata.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -45,11 +46,14 @@ UNDERSTOOD = {
     "texts",
     "speakers",
     "asker",
+    "model",
 }
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("question", "user", "u", "human", "customer", "asker"), "question"),
     **dict.fromkeys(("answer", "assistant", "system", "s", "a", "agent", "bot", "gpt", "answerer"), "answer"),
 }
+TIME_OF_DAY = re.compile(r"[0-2]\d:[0-5]\d(:[0-5]\d)?")
+DAY = re.compile(r"\d{4}-[01]\d-[0-3]\d")
 NO_TEXT = "without text"
 NOT_SAID = "system or tool turns"
 
@@ -95,6 +99,18 @@ def _identity(row: dict[str, Any], number: int, conversation: str | None) -> str
     return f"{conversation}:{value}" if conversation is not None and not isinstance(value, str) else str(value)
 
 
+def _time(row: dict[str, Any], conversation: str | None) -> str | None:
+    """The row's time. A time of day is of the day that the conversation's name begins with: a room's log."""
+    time = iso_time(_first(row, TIME))
+    if time and conversation and TIME_OF_DAY.fullmatch(time) and (day := DAY.match(conversation)):
+        return f"{day[0]}T{time}"
+    return time
+
+
+def _model(row: dict[str, Any]) -> str | None:
+    return _name(row, ("model",))
+
+
 def _message(row: dict[str, Any], number: int, skipped: Counter[str]) -> Iterator[Message]:
     text = _first(row, TEXT)
     if not isinstance(text, str) or not text.strip():
@@ -114,8 +130,9 @@ def _message(row: dict[str, Any], number: int, skipped: Counter[str]) -> Iterato
         author=_name(row, AUTHOR),
         role=ROLES.get(role.lower()) if role else None,
         reply_to=replied,
-        time=iso_time(_first(row, TIME)),
+        time=_time(row, conversation),
         extra=_extra(row),
+        model=_model(row),
     )
 
 
@@ -131,7 +148,8 @@ def _pair(row: dict[str, Any], number: int, question: str, skipped: Counter[str]
     asker = row.get("asker")
     asked = Message(f"{identity}:q", conversation, question, str(asker) if asker else None, "question", time=time)
     yield asked
-    yield Message(identity, conversation, answer, _name(row, AUTHOR), "answer", asked.id, time, _extra(row))
+    author, extra = _name(row, AUTHOR), _extra(row)
+    yield Message(identity, conversation, answer, author, "answer", asked.id, time, extra, _model(row))
 
 
 def _role_and_text(turn: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -164,4 +182,5 @@ def _turns(
             time = iso_time(_first(row, TIME))
             # A chat between two has no names: an author would only be the role again.
             author = None if kind else role
-            yield Message(f"{conversation}:{at}", conversation, text, author, kind, time=time, extra=_extra(row))
+            model = _model(row) if kind == "answer" else None
+            yield Message(f"{conversation}:{at}", conversation, text, author, kind, None, time, _extra(row), model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -82,3 +85,52 @@ def _validity(part: Part, flag: int) -> pa.Buffer | None:
         return None
     has = (part.segment.flags_array[: part.rows] & flag) != 0
     return None if has.all() else pa.py_buffer(np.packbits(has, bitorder="little"))
+
+
+class InOrder:
+    """The wanted rows of parts in the order of their keys, a batch at a time; for each row 8 bytes are held, no more.
+
+    What `batches` gives is the pool's own memory, segment by segment; this copies, so that a file can be written in the
+    order in which things happened, whoever wrote them, and read back in that order. Row checksums are verified.
+    """
+
+    def __init__(self, parts: Sequence[Part], masks: Sequence[npt.NDArray[np.bool_]], pin: Pin, schema: pa.Schema) -> None:
+        """The masks are of each part's first `rows` rows. Pin and parts are kept until this is gone."""
+        self._schema = schema
+        self._segments = [part.segment for part in parts]
+        self._wholes = [
+            pa.RecordBatch.from_arrays([_array(part, field, pin) for field in schema], schema=schema) for part in parts
+        ]
+        rows = [np.flatnonzero(mask).astype(np.int32) for mask in masks]
+        keys = [part.segment.key_array[some] for part, some in zip(parts, rows, strict=True)]
+        by_key = np.argsort(np.concatenate([np.empty(0, np.uint64), *keys]))
+        self._rows = np.concatenate([np.empty(0, np.int32), *rows])[by_key]
+        self._parts = np.repeat(np.arange(len(rows), dtype=np.int32), [some.size for some in rows])[by_key]
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def batches(self, rows: int, size: int) -> Iterator[pa.RecordBatch]:
+        """Batches of at most so many rows, and of about so many bytes of strings. Raises `PoolDamaged`."""
+        start = 0
+        while start < len(self._rows):
+            stop, held = start, 0
+            while stop < min(start + rows, len(self._rows)) and held < size:
+                raw = self._segments[self._parts[stop]].read(int(self._rows[stop]))
+                held += len(raw.text or b"") + len(raw.metadata or b"")
+                stop += 1
+            yield self._batch(self._parts[start:stop], self._rows[start:stop])
+            start = stop
+
+    def _batch(self, parts: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> pa.RecordBatch:
+        by_part = np.argsort(parts, kind="stable")
+        edges = np.flatnonzero(np.diff(parts[by_part], prepend=-1, append=-1))
+        pieces = [
+            self._wholes[parts[by_part[first]]].take(pa.array(rows[by_part[first:stop]])) for first, stop in pairwise(edges)
+        ]
+        back = np.empty(len(by_part), np.int64)
+        back[by_part] = np.arange(len(by_part))
+        table = pa.Table.from_batches(pieces, schema=self._schema)
+        (batch,) = table.take(pa.array(back)).combine_chunks().to_batches()
+        return batch
