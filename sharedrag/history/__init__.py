@@ -26,6 +26,7 @@ from sharedrag.history.models import (
     Policy,
     Standing,
 )
+from sharedrag.history.ranking import Weights
 
 __all__ = [
     "Answer",
@@ -50,4 +51,5 @@ __all__ = [
     "NotFound",
     "Policy",
     "Standing",
+    "Weights",
 ]

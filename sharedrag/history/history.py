@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharedrag.embed import Embedder
 from sharedrag.history.bulk import Bulk
@@ -15,13 +15,11 @@ from sharedrag.history.marks import Marks
 from sharedrag.history.messages import Messages
 from sharedrag.history.models import Answer, Event
 from sharedrag.history.once import Once
+from sharedrag.history.ranking import Weights
 from sharedrag.history.records import Store
 from sharedrag.history.tidy import tidy
 from sharedrag.history.users import Users
 from sharedrag.pool import Pool
-
-if TYPE_CHECKING:
-    from sharedrag.history.ranking import Weights
 
 
 class History:
@@ -44,7 +42,7 @@ class History:
         self.pool = pool
         self.name = name
         self.embedder = embedder
-        self._weights = weights
+        self.weights = weights or Weights()
         self.store = Store(pool, name, embedder, node)
         self.groups = Groups(self.store)
         self.keys = Keys(self.store)

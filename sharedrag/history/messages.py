@@ -20,7 +20,7 @@ import orjson
 
 from sharedrag.collection import Record
 from sharedrag.filters import And, Created, Filter
-from sharedrag.history import pairing
+from sharedrag.history import context, pairing
 from sharedrag.history.conversations import Conversations, Stretch, check_append, shows, stretches_of
 from sharedrag.history.errors import Conflict
 from sharedrag.history.models import Message, NewMessage, new_id
@@ -59,6 +59,7 @@ class _Draft(NamedTuple):
     fields: list[dict[str, Any]]
     created: list[datetime]
     pairs: list[pairing.Pair]
+    turns: list[pairing.Turn]  # what was said: before, if that was looked at, and now
 
 
 class Messages:
@@ -84,8 +85,8 @@ class Messages:
         """Add messages at the end of a conversation, all in one step, and pair questions with answers (see `pairing`).
 
         With an `idempotency_key`, what was written under it for this user and conversation is returned instead of written
-        again; other messages under the same key are a `Conflict`. `vectors` are the embedded questions of the exchanges that
-        this append completes, (exchanges, dimension) float32 or (dimension,) for one; by default they are made here.
+        again; other messages under the same key are a `Conflict`. `vectors` are those of the exchanges that this append
+        completes, (exchanges, dimension) float32 or (dimension,) for one; by default they are made here, as `context` says.
         Raises `NotFound`, `InvalidRequest`, `LeaseHeld`, `LeaseLost`.
         """
         messages = _check(messages)
@@ -96,8 +97,8 @@ class Messages:
         content = digest([one.model_dump(exclude={"created"}) for one in messages]) if note else ""
         if note is not None and (known := self._written(note, content)) is not None:
             return known
-        draft = self._draft(group, user, record, messages, note)
-        embedded = self._embedded(record, draft, vectors)
+        draft = self._draft(user, record, messages, note, leaning=vectors is None and self._store.embedder is not None)
+        embedded = self._embedded(draft) if vectors is None else _as_vectors(vectors, draft)
         with self._store.changing(conversation):
             self._check_still(group, user, conversation, lease_token, draft)
             if note is not None and (known := self._written(note, content)) is not None:
@@ -106,9 +107,12 @@ class Messages:
         return [message_of(Record(*one)) for one in zip(draft.ids, draft.texts, draft.fields, draft.created, strict=True)]
 
     def _draft(
-        self, group: str, user: str, conversation: Record, messages: Sequence[NewMessage], note: str | None
+        self, user: str, conversation: Record, messages: Sequence[NewMessage], note: str | None, *, leaning: bool
     ) -> _Draft:
-        """Ids, fields and pairs. What a message answers is judged by what is there now."""
+        """Ids, fields and pairs. What a message answers is judged by what is there now.
+
+        `leaning`: what was said before is wanted too where a question leans on it.
+        """
         now = now_utc()
         ids = [new_id("msg") if note is None else "msg_" + digest(note, number) for number in range(len(messages))]
         new = [
@@ -117,29 +121,38 @@ class Messages:
         ]
         stretches = stretches_of(conversation)
         named = self._named(stretches, [one.answers for one in messages if one.answers is not None])
-        earlier = self._earlier(stretches) if pairing.needs_earlier(new) else []
-        found = pairing.pairs(earlier, new, named)
+        earlier = None
+        if pairing.needs_earlier(new):
+            earlier = self._earlier(stretches)
+        found = pairing.pairs(earlier or (), new, named)
+        if earlier is None and leaning and any(context.is_follow_up(pair.question.text) for pair in found):
+            earlier = self._earlier(stretches)
         answers = {pair.answer.id: pair.question.id for pair in found}
-        fields = []
-        for name, one in zip(ids, messages, strict=True):
-            held: dict[str, Any] = {
-                "kind": "message",
-                "group": group,
-                "conversation": conversation.id,
-                "user": user,
-                "role": one.role,
-                "node": self._store.node,
-            }
-            if one.model is not None:
-                held["model"] = one.model
-            if one.parts is not None:
-                held["parts"] = orjson.dumps(one.parts).decode()
-            if (question := answers.get(name, one.answers)) is not None:
-                held["answers"] = question
-            if not one.crowd:
-                held["crowd"] = False
-            fields.append(held)
-        return _Draft(ids, [one.text for one in messages], fields, [one.created or now for one in messages], found)
+        fields = [
+            self._fields(conversation, user, one, answers.get(name, one.answers))
+            for name, one in zip(ids, messages, strict=True)
+        ]
+        created = [one.created or now for one in messages]
+        return _Draft(ids, [one.text for one in messages], fields, created, found, [*(earlier or ()), *new])
+
+    def _fields(self, conversation: Record, user: str, message: NewMessage, answers: str | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "kind": "message",
+            "group": conversation.metadata["group"],
+            "conversation": conversation.id,
+            "user": user,
+            "role": message.role,
+            "node": self._store.node,
+        }
+        if message.model is not None:
+            fields["model"] = message.model
+        if message.parts is not None:
+            fields["parts"] = orjson.dumps(message.parts).decode()
+        if answers is not None:
+            fields["answers"] = answers
+        if not message.crowd:
+            fields["crowd"] = False
+        return fields
 
     def _named(self, stretches: builtins.list[Stretch], ids: builtins.list[str]) -> dict[str, pairing.Turn]:
         """The messages of these ids; `NotFound` unless the conversation shows them all."""
@@ -156,22 +169,19 @@ class Messages:
         records, _ = self._page(stretches, _EARLIER_MAX, None, newest_first=True)
         return [turn_of(one) for one in reversed(records)]
 
-    def _embedded(self, conversation: Record, draft: _Draft, vectors: Any) -> Any:
-        """The vector of each exchange's question, with its conversation before it where it needs that."""
-        embedder, pairs = self._store.embedder, draft.pairs
-        if vectors is not None:
-            given = np.asarray(vectors)
-            if given.ndim == 1:
-                given = given.reshape(1, -1)
-            if len(given) != len(pairs):
-                raise invalid(
-                    f"{len(given)} vectors for {len(pairs)} exchanges",
-                    "Give one for each answer, in the order of the messages",
-                )
-            return given
-        if embedder is None or not pairs:
+    def _embedded(self, draft: _Draft) -> Any:
+        """The vectors of the exchanges, each with what its question leans on; None without an embedder."""
+        embedder = self._store.embedder
+        if embedder is None or not draft.pairs:
             return None
-        return embedder.embed_texts([pair.question.text for pair in pairs])
+        places = {turn.id: place for place, turn in enumerate(draft.turns)}
+        replies = {pair.answer.id for pair in draft.pairs}
+        exchanges = []
+        for question, answer in draft.pairs:
+            before = [turn for turn in draft.turns[: places.get(question.id, 0)] if turn.counts]
+            said = (context.Turn(one.answers is not None or one.id in replies, one.text) for one in reversed(before))
+            exchanges.append((question.text, answer.text, context.previous(question.text, said)))
+        return context.exchange_vectors(embedder, exchanges)
 
     def _check_still(self, group: str, user: str, conversation: str, lease_token: int | None, draft: _Draft) -> None:
         """Raise unless this may be written now. REQUIRES: the conversation's lock."""
@@ -180,9 +190,8 @@ class Messages:
         _, (found, lease, *asked) = self._store.access(group, user, conversation, lease_id(conversation), *questions)
         self._store.owned(found, group, "conversation")
         check_append(lease, user, lease_token, microseconds(now_utc()))
-        gone = {name for name, one in zip(questions, asked, strict=True) if one is None}
-        if gone:  # deleted while we embedded
-            draft.pairs[:] = [pair for pair in draft.pairs if pair.question.id not in gone]
+        if any(one is None for one in asked):
+            raise Conflict("the question was deleted meanwhile", operation="append", hint="Read the conversation, try again")
 
     def _written(self, note: str, content: str) -> builtins.list[Message] | None:
         """What was written under an idempotency key, None if nothing was."""
@@ -321,6 +330,16 @@ class Messages:
         self._store.access(group, user)
         hits = self._store.records.search(text=words, k=k, filter=of_kind("message", group=group))
         return [(message_of(Record(hit.id, hit.text, hit.metadata, hit.created)), hit.score) for hit in hits]
+
+
+def _as_vectors(vectors: Any, draft: _Draft) -> Any:
+    given = np.asarray(vectors)
+    if given.ndim == 1:
+        given = given.reshape(1, -1)
+    if len(given) != len(draft.pairs):
+        what = f"{len(given)} vectors for {len(draft.pairs)} exchanges"
+        raise invalid(what, "Give one for each answer, in the order of the messages")
+    return given
 
 
 def _check(messages: object) -> list[NewMessage]:
