@@ -44,7 +44,9 @@ class SessionInfo(BaseModel):
     alive: bool
     stopped: bool = Field(description="the process is stopped (SIGSTOP, a debugger): its pins hold memory")
     generations_behind: int = Field(description="how far its oldest view lags behind its node's newest manifest")
-    memory_private: int | None = Field(description="bytes that it alone holds, without the pool; None if not readable")
+    memory_private: int | None = Field(
+        description="bytes that it alone holds, without the pool; None if not readable from here"
+    )
     memory_shared: int | None = Field(description="bytes of the pool that it has touched, and of shared libraries")
 
 
@@ -219,7 +221,8 @@ def session_infos(arena: Arena, memory: MemoryOf) -> list[SessionInfo]:
             if not pid or not (mine or arena.session.locks.held_elsewhere(offset)):
                 continue
             pinned = words[((offset + layout.SESSION_PINS) >> 3) + node] & order.VALUE_MASK
-            private, shared = memory(pid, pool_inode)
+            near = words[(offset + layout.SESSION_PID_NAMESPACE) >> 3] in (0, session.pid_namespace())
+            private, shared = memory(pid, pool_inode) if near else (None, None)
             found.append(
                 SessionInfo(
                     node=node,
@@ -227,8 +230,8 @@ def session_infos(arena: Arena, memory: MemoryOf) -> list[SessionInfo]:
                     pid=pid,
                     label=session.read_label(arena.region, offset + layout.SESSION_LABEL, layout.SESSION_LABEL_SIZE),
                     since_us=words[(offset + layout.SESSION_SINCE) >> 3],
-                    alive=os.path.exists(f"/proc/{pid}"),
-                    stopped=_is_stopped(pid),
+                    alive=not near or os.path.exists(f"/proc/{pid}"),  # its lock is held
+                    stopped=near and _is_stopped(pid),
                     generations_behind=max(0, manifests[node].generation - pinned) if pinned else 0,
                     memory_private=private,
                     memory_shared=shared,

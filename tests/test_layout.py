@@ -166,8 +166,14 @@ def test_the_slots_are_as_their_lines_say() -> None:
     lane = (layout.LANE_INTENT, layout.LANE_PID, layout.LANE_SINCE, layout.LANE_LABEL, layout.LANE_LAST)
     for offset, what in zip(lane, ("intent", "pid", "since us", "label", "last clock"), strict=True):
         assert re.search(rf"Lane slot:.*\b{offset} {what}.*Session slot:", said), what
-    session = (layout.SESSION_PID, layout.SESSION_SINCE, layout.SESSION_LABEL, layout.SESSION_PINS)
-    for offset, what in zip(session, ("pid", "since us", "label", "pins"), strict=True):
+    session = (
+        layout.SESSION_PID,
+        layout.SESSION_SINCE,
+        layout.SESSION_LABEL,
+        layout.SESSION_PID_NAMESPACE,
+        layout.SESSION_PINS,
+    )
+    for offset, what in zip(session, ("pid", "since us", "label", "pid namespace", "pins"), strict=True):
         assert re.search(rf"Session slot:.*\b{offset} {what}", said), what
     assert f"label, {layout.LANE_LABEL_SIZE} B" in said and f"label, {layout.SESSION_LABEL_SIZE} B" in said
     assert f"{layout.NODES_MAX} checked words, one per node" in said

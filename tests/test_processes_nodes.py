@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -128,3 +131,33 @@ def test_a_drop_is_seen_by_readers_and_writers_of_other_processes(launcher: Laun
             pool.maintain()
         assert other.pool("maintain").elected
         assert pool.verify().ok
+
+
+# ---------------------------------------------------------------------- containers
+
+
+def test_a_process_of_another_pid_namespace_is_not_taken_for_one_of_ours(pool_path: str) -> None:
+    """In another container pid 1 is another process: `info` says that it is there, and nothing of our pid 1's memory."""
+    isolated = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*isolated, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system does not let us make a pid namespace")
+    script = f"""
+import sys
+from sharedrag import Pool
+with Pool.open({pool_path!r}, name="elsewhere", maintenance=False):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+    with (
+        Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False, name="here") as pool,
+        subprocess.Popen([*isolated, sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        sessions = {one.label: one for one in pool.info().sessions}
+        assert (sessions["elsewhere"].pid, sessions["elsewhere"].alive, sessions["elsewhere"].memory_private) == (
+            1,
+            True,
+            None,
+        )
+        assert sessions["here"].memory_private
+        other.communicate()

@@ -46,6 +46,14 @@ def read_label(region: Region, offset: int, size: int) -> str:
     return bytes(region.bytes[offset : offset + size]).split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
+def pid_namespace() -> int:
+    """The inode of this process's pid namespace, 0 where the system does not tell: two containers may both have a pid 7."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 class _Slot:
     """A session slot that is held: its lock, on an open file of its own, and its words."""
 
@@ -85,6 +93,7 @@ class _Slot:
 
     def sign_pid(self) -> None:
         """This process has it."""
+        self._words[(self.offset + layout.SESSION_PID_NAMESPACE) >> 3] = pid_namespace()
         self._words[(self.offset + layout.SESSION_PID) >> 3] = os.getpid()
 
     def store(self, generations: Generations) -> None:

@@ -28,7 +28,7 @@ Node area (offset in the area; who may write it). The lock byte of a structure i
      143,360       manifest slot of even generations, then of odd ones
 
 Lane slot: 0 intent (a clock, 0 = none) | 8 pid | 16 since us | 32 label, 32 B | 64 last clock: no key of the lane is later
-Session slot: 0 pid | 8 since us | 16 label, 40 B | 64 pins: 16 checked words, one per node (0 = none)
+Session slot: 0 pid | 8 since us | 16 label, 40 B | 56 pid namespace | 64 pins: 16 checked words, one per node (0 = none)
 """
 
 from __future__ import annotations
@@ -73,11 +73,13 @@ SESSION_PID = 0
 SESSION_SINCE = 8
 SESSION_LABEL = 16
 SESSION_LABEL_SIZE = 40
+SESSION_PID_NAMESPACE = 56  # its inode: a pid of another container says nothing here; 0 = not known
 SESSION_PINS = 64
 
 assert SUPERBLOCK.size == 88
 assert SESSIONS_OFFSET == 12_288
 assert NODE_AREA_SIZE == 143_360 and NODE_AREA_SIZE % PAGE == 0
+assert SESSION_LABEL + SESSION_LABEL_SIZE <= SESSION_PID_NAMESPACE < SESSION_PINS
 assert SESSION_PINS + 8 * NODES_MAX <= SESSION_SIZE
 assert LANE_LABEL + LANE_LABEL_SIZE <= LANE_LAST < LANE_SIZE
 

@@ -1,0 +1,1 @@
+"""Three nodes in containers over one shared memory: `make demo-nodes`, or `docker compose up`."""
