@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Role = Literal["question", "answer"]
 GUESS_WITHIN = timedelta(minutes=30)
@@ -54,16 +54,19 @@ class Exchange:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Recent(dict[str, Message]):
-    """The newest messages by some name, at most `most` of them."""
+Item = TypeVar("Item")
+
+
+class Newest(dict[str, Item]):
+    """The newest items by their names, at most `most` of them."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
 
-    def __setitem__(self, name: str, message: Message) -> None:
+    def __setitem__(self, name: str, item: Item) -> None:
         self.pop(name, None)  # so that it is the newest
-        super().__setitem__(name, message)
+        super().__setitem__(name, item)
         if len(self) > self._most:
             del self[next(iter(self))]
 
@@ -78,7 +81,7 @@ class Pairing:
     def __init__(self, linked: Container[str], known: Mapping[str, Message]) -> None:
         self._linked = linked
         self._known = known
-        self._previous = Recent(PREVIOUS_MAX)  # of each conversation the last message
+        self._previous: Newest[Message] = Newest(PREVIOUS_MAX)  # of each conversation the last message
 
     def question_of(self, message: Message) -> Message | None:
         """The message that this one, the next of the stream, answers; None if it answers none."""

@@ -75,7 +75,11 @@ def messages(rows: Iterable[dict[str, Any]], skipped: Counter[str]) -> Iterator[
 
 
 def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
+    for name in names:
+        value = row.get(name)
+        if value is not None and value != "" and value != []:
+            return value
+    return None
 
 
 def _name(row: dict[str, Any], names: Sequence[str]) -> str | None:

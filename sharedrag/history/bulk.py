@@ -11,17 +11,14 @@ so loading twice is loading once, and what was broken off is taken up.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sharedrag.collection import Record
 from sharedrag.embed import Vectors
-from sharedrag.history import pairing
+from sharedrag.history import context, pairing
 from sharedrag.history.errors import InvalidRequest
 from sharedrag.history.messages import TEXT_LENGTH_MAX, exchange_fields, turn_of
 from sharedrag.history.models import Role
@@ -43,21 +40,39 @@ class PastMessage:
     answers: str | None = None  # the name of the message that it answers
     model: str | None = None
     crowd: bool = True
+    leans_on: context.Previous | None = None  # what the question that it answers leans on
     conversation_metadata: dict[str, Any] = field(default_factory=dict)  # of a conversation that begins with it
 
 
 class Loaded(NamedTuple):
-    """What became of a batch; `embedded` texts took `embedding_s` seconds of it."""
+    """What became of a batch."""
 
     messages: int
     exchanges: int
     already_there: int
-    embedded: int
-    embedding_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A batch as it will be written: by id the messages that are new, and the exchanges that they complete."""
+
+    names: _Names
+    fresh: dict[str, PastMessage]
+    turns: dict[str, pairing.Turn]
+    pairs: list[pairing.Pair]
+    already_there: int
+
+    @property
+    def texts(self) -> int:
+        """How many texts are embedded for it."""
+        return 2 * len(self.pairs)
 
 
 class Bulk:
-    """`history.bulk`: what an administrator does; who may call is the caller's to check."""
+    """`history.bulk`: what an administrator does; who may call is the caller's to check.
+
+    `load` is `draft`, `embed` and `put`. Who calls these may embed one batch while the next is drafted.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -69,52 +84,62 @@ class Bulk:
         one of an earlier batch. Conversations are told apart from the group's own; nobody's wheel is asked for.
         Raises `NotFound`, `InvalidRequest`, before anything is written.
         """
+        draft = self.draft(group, source, messages)
+        return self.put(draft, self.embed(draft))
+
+    def draft(self, group: str, source: str, messages: Sequence[PastMessage], after: Draft | None = None) -> Draft:
+        """What is new of these messages, `after` a batch that is not written yet. Raises `NotFound`, `InvalidRequest`."""
         _check(source, messages)
         self._store.group(group)
-        named = _Names(group, source)
-        batch = {named.message(one.name): one for one in messages}
-        there = self._there(list(batch))
+        names = _Names(group, source)
+        waiting = after.turns if after is not None else {}
+        batch = {names.message(one.name): one for one in messages}
+        there = self._there([name for name in batch if name not in waiting]).union(waiting)
         fresh = {name: one for name, one in batch.items() if name not in there}
-        pairs = self._pairs(named, fresh)
-        started = time.perf_counter()
-        vectors, embedded = self._embedded(pairs)
-        seconds = time.perf_counter() - started
-        if fresh:
-            # A group that is being deleted waits for whoever holds this lock, and is gone for whoever comes after.
-            with self._store.changing(group):
-                self._store.group(group)
-                self._put(named, fresh, pairs, vectors)
-        return Loaded(len(fresh), len(pairs), len(messages) - len(fresh), embedded, seconds)
+        turns = {name: names.turn(name, one) for name, one in fresh.items()}
+        pairs = self._pairs(names, fresh, turns, waiting)
+        return Draft(names, fresh, turns, pairs, len(messages) - len(fresh))
 
     def _there(self, ids: list[str]) -> set[str]:
         return {one.id for one in self._store.records.get(ids) if one is not None}
 
-    def _pairs(self, named: _Names, fresh: dict[str, PastMessage]) -> list[pairing.Pair]:
+    def _pairs(
+        self,
+        names: _Names,
+        fresh: dict[str, PastMessage],
+        turns: dict[str, pairing.Turn],
+        waiting: dict[str, pairing.Turn],
+    ) -> list[pairing.Pair]:
         """The exchanges that these messages complete: with messages of this batch, or of one before it."""
-        turns = {
-            name: pairing.Turn(name, named.conversation(one.conversation), one.user, one.role, one.text, None, one.crowd)
-            for name, one in fresh.items()
-        }
-        asked = {name: named.message(one.answers) for name, one in fresh.items() if one.answers is not None}
-        earlier = list({one for one in asked.values() if one not in turns})
-        known = {**turns, **{one.id: turn_of(one) for one in self._store.records.get(earlier) if one is not None}}
+        asked = {name: names.message(one.answers) for name, one in fresh.items() if one.answers is not None}
+        earlier = list({one for one in asked.values() if one not in turns and one not in waiting})
+        stored = {one.id: turn_of(one) for one in self._store.records.get(earlier) if one is not None}
         found = []
         for name, question_name in asked.items():
-            question, answer = known.get(question_name), turns[name]
+            question = turns.get(question_name) or waiting.get(question_name) or stored.get(question_name)
+            answer = turns[name]
             if question is not None and question.counts and answer.counts and question is not answer:
                 found.append(pairing.Pair(question, answer))
         return found
 
-    def _embedded(self, pairs: list[pairing.Pair]) -> tuple[Vectors | None, int]:
-        """(exchanges, dimension) float32, and how many texts that took: what was asked once is embedded once."""
-        if self._store.embedder is None or not pairs:
-            return None, 0
-        texts = [pair.question.text for pair in pairs]
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        vectors = self._store.embedder.embed_texts(list(places))
-        return np.asarray(vectors)[[places[text] for text in texts]], len(places)
+    def embed(self, draft: Draft) -> Vectors | None:
+        """(exchanges, dimension) float32; None where there is nothing to embed, or no embedder."""
+        if self._store.embedder is None or not draft.pairs:
+            return None
+        exchanges = [(one.question.text, one.answer.text, draft.fresh[one.answer.id].leans_on) for one in draft.pairs]
+        return context.exchange_vectors(self._store.embedder, exchanges)
 
-    def _put(self, named: _Names, fresh: dict[str, PastMessage], pairs: list[pairing.Pair], vectors: Vectors | None) -> None:
+    def put(self, draft: Draft, vectors: Vectors | None) -> Loaded:
+        """Write a batch: its exchanges, then its messages in one step. Raises `NotFound` where the group went meanwhile."""
+        if draft.fresh:
+            # A group that is being deleted waits for whoever holds this lock, and is gone for whoever comes after.
+            with self._store.changing(draft.names.group):
+                self._store.group(draft.names.group)
+                self._write(draft, vectors)
+        return Loaded(len(draft.fresh), len(draft.pairs), draft.already_there)
+
+    def _write(self, draft: Draft, vectors: Vectors | None) -> None:
+        named, fresh, pairs = draft.names, draft.fresh, draft.pairs
         fields = {name: named.fields(one, self._store.node) for name, one in fresh.items()}
         for pair in pairs:
             fields[pair.answer.id]["answers"] = pair.question.id
@@ -173,6 +198,10 @@ class _Names:
         if known is None:
             known = self._conversations[name] = "conv_" + digest("past", self.group, self.source, name)
         return known
+
+    def turn(self, name: str, one: PastMessage) -> pairing.Turn:
+        """A message as pairing looks at it; `name` is its id."""
+        return pairing.Turn(name, self.conversation(one.conversation), one.user, one.role, one.text, None, one.crowd)
 
     def fields(self, one: PastMessage, node: str) -> dict[str, Any]:
         """A message's metadata, as `Messages.append` would have it."""

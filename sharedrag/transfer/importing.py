@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,17 +24,21 @@ from typing import Any, Protocol
 import orjson
 
 from sharedrag.chats import Chats, Message, Pairing
-from sharedrag.chats.messages import Recent, linked
-from sharedrag.history import History
-from sharedrag.history.bulk import PastMessage
+from sharedrag.chats.messages import Newest, linked
+from sharedrag.embed import Vectors
+from sharedrag.history import History, context
+from sharedrag.history.bulk import Draft, PastMessage
+from sharedrag.history.context import Previous, Turn
 from sharedrag.history.messages import TEXT_LENGTH_MAX
 from sharedrag.history.models import USER_LENGTH_MAX
 from sharedrag.transfer import layout
 from sharedrag.transfer.restoring import batches
 
 BATCH = 1024
-#: Messages that are looked back at for what is replied to.
+#: Messages that are looked back at for what is replied to, and for what a question leans on.
 REMEMBERED = 20_000
+LOOKED_BACK = 24
+CONVERSATIONS = 1000  # that may be interleaved
 
 
 class Source(Protocol):
@@ -103,20 +108,47 @@ def import_chats(
     found = linked(first.counted(chats))
     state = Imported(source or (place.stem if chats.kind == "rows" else chats.kind), first.count)
     told = _Telling(user, users or {}, datetime.fromtimestamp(place.stat().st_mtime, UTC))
-    messages = _past(chats, found, told)
+    _load(history, group, _past(chats, found, told), state, chats, progress or (lambda state: None))
+    return state
+
+
+def _load(
+    history: History,
+    group: str,
+    messages: Iterator[PastMessage],
+    state: Imported,
+    chats: Source,
+    progress: Callable[[Imported], None],
+) -> None:
+    """All batches: while one is embedded, the one before it is written and the next one read."""
     started = time.perf_counter()
-    while batch := list(islice(messages, BATCH)):
-        loaded = history.bulk.load(group, state.source, batch)
+    bulk = history.bulk
+
+    def embedded(draft: Draft) -> tuple[Vectors | None, float]:
+        began = time.perf_counter()
+        return bulk.embed(draft), time.perf_counter() - began
+
+    def written(draft: Draft, embedding: Future[tuple[Vectors | None, float]]) -> None:
+        vectors, seconds = embedding.result()
+        loaded = bulk.put(draft, vectors)
         state.messages += loaded.messages
         state.exchanges += loaded.exchanges
         state.already_there += loaded.already_there
-        state.embedded += loaded.embedded
-        state.embedding_s += loaded.embedding_s
+        state.embedded += draft.texts if vectors is not None else 0
+        state.embedding_s += seconds
         state.seconds = time.perf_counter() - started
         state.skipped = chats.skipped
-        if progress is not None:
-            progress(state)
-    return state
+        progress(state)
+
+    with ThreadPoolExecutor(1, "sharedrag-embedding") as embedder:
+        waiting: tuple[Draft, Future[tuple[Vectors | None, float]]] | None = None
+        while batch := list(islice(messages, BATCH)):
+            draft = bulk.draft(group, state.source, batch, after=waiting[0] if waiting else None)
+            before, waiting = waiting, (draft, embedder.submit(embedded, draft))
+            if before is not None:
+                written(*before)
+        if waiting is not None:
+            written(*waiting)
 
 
 class _First:
@@ -131,17 +163,48 @@ class _First:
 
 
 def _past(chats: Source, found: set[str], told: _Telling) -> Iterator[PastMessage]:
-    known = Recent(REMEMBERED)
-    pairing = Pairing(found, known)
+    known = Newest[Message](REMEMBERED)
+    pairing, leaning = Pairing(found, known), _Leaning(found, known)
     for message in chats:
         question = pairing.question_of(message)
+        leaning.note(message, question)
         known[message.id] = message
         if len(message.text) > TEXT_LENGTH_MAX:
             chats.skipped[f"longer than {TEXT_LENGTH_MAX:,} characters"] += 1
         elif not message.text.strip():
             chats.skipped["without text"] += 1
         else:
-            yield told.past(message, question)
+            yield told.past(message, question, None if question is None else leaning.of(question))
+
+
+class _Leaning:
+    """What questions lean on (see `history.context`): in a chat what was said just before; in a room, where messages say
+    what they reply to, only that.
+    """
+
+    def __init__(self, found: set[str], known: Newest[Message]) -> None:
+        self._linked = found
+        self._known = known
+        self._said: Newest[deque[Turn]] = Newest(CONVERSATIONS)
+        self._of: Newest[Previous] = Newest(REMEMBERED)
+
+    def note(self, message: Message, question: Message | None) -> None:
+        """The next message, and what it answers."""
+        said: Iterable[Turn]
+        if message.conversation in self._linked:
+            replied = self._known.get(message.reply_to or "")
+            said = [] if replied is None else [Turn(False, replied.text)]
+        else:
+            said = self._said.get(message.conversation) or deque(maxlen=LOOKED_BACK)
+        if question is None and (previous := context.previous(message.text, reversed(list(said)))) is not None:
+            self._of[message.id] = previous
+        if isinstance(said, deque):
+            said.append(Turn(question is not None or message.role == "answer", message.text[: context.PREVIOUS_LENGTH_MAX]))
+            self._said[message.conversation] = said
+
+    def of(self, question: Message) -> Previous | None:
+        """What a question that was noted leans on."""
+        return self._of.get(question.id)
 
 
 class _Telling:
@@ -150,7 +213,7 @@ class _Telling:
     def __init__(self, user: str, users: Mapping[str, str], time: datetime) -> None:
         self._user, self._users, self._time = user, users, time
 
-    def past(self, message: Message, question: Message | None) -> PastMessage:
+    def past(self, message: Message, question: Message | None, leans_on: Previous | None) -> PastMessage:
         """A message as the history takes it."""
         by_model = message.role == "answer" and (message.model is not None or message.author is None)
         asker = question.author if question is not None else None
@@ -165,13 +228,15 @@ class _Telling:
             answers=None if question is None else question.id,
             model=message.model if by_model else None,
             crowd=message.crowd,
+            leans_on=leans_on,
             conversation_metadata={"title": title} if title else {},
         )
 
     def _user_of(self, author: str | None) -> str:
-        user = self._users.get(author or "", author or self._user)
-        shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in user)
-        return shown[:USER_LENGTH_MAX]
+        user = self._users.get(author or "", author or self._user)[:USER_LENGTH_MAX]
+        if user.isprintable():
+            return user
+        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in user)
 
     def _moment(self, time: str | None) -> datetime:
         try:

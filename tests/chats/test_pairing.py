@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sharedrag.chats import Message, exchanges
-from sharedrag.chats.messages import Recent
+from sharedrag.chats.messages import Newest
 
 
 def _group_chat(*said: tuple[str, str, str]) -> list[Message]:
@@ -64,7 +64,7 @@ def test_replies_in_a_circle_end() -> None:
 
 def test_only_the_newest_are_remembered() -> None:
     """What looks back at a stream keeps so many messages and no more; one that comes again is new again."""
-    recent = Recent(2)
+    recent: Newest[str] = Newest(2)
     for name in ("a", "b", "a", "c"):
-        recent[name] = Message(name, "room", name)
+        recent[name] = name
     assert list(recent) == ["a", "c"]
