@@ -63,6 +63,7 @@ class Feed:
         self._somebody = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._version = -1  # of what the last look saw
 
     def join(self, listener: Listener, place: str) -> None:
         """From the next look on it gets everything that came after `place`."""
@@ -109,10 +110,12 @@ class Feed:
         with self._guard:
             listeners = list(self._listeners)
         events: list[Event] = []
+        version = self._history.store.records.version  # to ask for the events costs more, also where there are none
         if place is None:
             place = self._history.place()
-        else:
+        elif version != self._version:
             events, place = self._history.events(None, place)
+        self._version = version
         if events:
             self._hand_out(listeners, events)
         for one in listeners:

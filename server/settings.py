@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     shutdown_s: Annotated[int, Field(ge=0)] = Field(
         default=30, description="How long answers in flight may take at the end."
     )
+    tidy_s: Annotated[float, Field(ge=0)] = Field(
+        default=600.0, description="How often some worker erases what groups keep no longer. 0: never."
+    )
     switch_interval_s: Annotated[float, Field(gt=0)] = Field(
         default=0.0005, description="How long a thread may keep the interpreter while the event loop wants it."
     )
