@@ -36,7 +36,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo test check style types format bench bench-peers soak clean
+.PHONY: help setup demo test check style types format bench bench-search bench-peers soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -64,6 +64,9 @@ format: $(FULL_STAMP) ## rewrite the sources as ruff would have them
 
 bench: $(FULL_STAMP) ## print the figures: writes, reads, latency across processes, memory
 	$(PY) -m tests.bench $(ARGS)
+
+bench-search: $(FULL_STAMP) ## search over real vectors beside a private FAISS index, at 100,000 and 1,000,000 rows
+	$(PY) -m tests.bench_search $(ARGS)
 
 bench-peers: $(PEERS_STAMP) ## the same rows in other stores, side by side; ARGS="--quick --rows 5000" to try it
 	$(PEERS_VENV)/bin/python -m tests.peers $(ARGS)

@@ -114,7 +114,7 @@ def test_random_steps(
     for module, name, value in (
         (derive, "_FIRST_ROWS", 400),
         (derive, "_TAIL_ROWS", 150),
-        (derive, "_RECENT_ROWS", 700),
+        (derive, "_REWRITTEN_ROWS", 700),
         (derive, "_DERIVED_FROM", 100),
         (coverage, "_EXACT_MAX", 60),
     ):

@@ -19,7 +19,7 @@ from sharedrag.arena.attachment import Arena
 from sharedrag.arena.block import Buffers
 from sharedrag.arena.extents import Purpose
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
-from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, Segment
+from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, PUT, Segment
 from sharedrag.errors import PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance.budget import Budget
@@ -32,9 +32,10 @@ from sharedrag.segments.live import Part, View
 
 _DERIVED_FROM = 1000  # rows of a sealed segment from which its blocks are worth an extent each
 _FIRST_ROWS = 2500  # rows up to which looking at all of them is as fast as asking an index and reading what it names
-_TAIL_ROWS = 1200  # the same beside an index
-_RECENT_ROWS = 8192  # rows up to which the index over recent rows grows by itself before the main one takes them
-_MAIN_SHARE = 8  # and up to this part of the main one
+_TAIL_ROWS = 600  # the same beside an index, where writers go on: half as many more come while it is built
+_TAIL_SHARE = 128  # or this part of an index that is written anew for them
+_REWRITTEN_ROWS = 150_000  # rows up to which the main index takes new ones in itself: to write 72 B each anew takes 20 ms
+_MAIN_SHARE = 8  # part of a larger one up to which an index over recent rows grows before the main one takes them
 _COLUMNS_US, _TERMS_US, _TRAIN_US, _ADD_US = 2.0, 10.0, 20.0, 15.0  # processor time a row, about: it only spaces the work
 _MILLION = 1_000_000
 
@@ -178,7 +179,7 @@ class Deriver:
         return sorted(found, key=lambda one: -one.settings.indexed), damaged
 
     def _tend_index(self, name: str, view: View, own: list[Part], budget: Budget | None, report: MaintenanceReport) -> None:
-        """Keep two indexes: a main one, and one over what came since, which it takes in when that has grown."""
+        """Keep one index, or two: a large main one, and one over what came since, which it takes in when that has grown."""
         parts = {part.segment.uid: part for part in own if part.segment.shape.dimension}
         definition = self._arena.refresh().manifests[self._arena.node].collection(name)
         if definition is None:
@@ -191,16 +192,18 @@ class Deriver:
         pending = _live(parts, fresh)
         stale = [one for one in known if ivf_build.outgrown(one.settings, _live(parts, one.ranges))]
         stale = [one for one in stale if one.entry.target_millionths != round(target * _MILLION) or _resized(one, parts)]
-        if pending < (_TAIL_ROWS if known else _FIRST_ROWS) and not stale and not useless:
-            return
         main = known[0] if known else None
+        if pending < _worthwhile(main) and not stale and not useless:
+            return
         recent = known[1:]
         rows_recent = sum(one.settings.rows for one in recent) + pending
-        takes_in = main is not None and rows_recent > max(_RECENT_ROWS, main.settings.rows // _MAIN_SHARE)
+        takes_in = main is not None and (
+            main.settings.rows <= _REWRITTEN_ROWS or rows_recent > main.settings.rows // _MAIN_SHARE
+        )
         base: _Known | None
         if main is None or stale or (takes_in and ivf_build.outgrown(main.settings, main.settings.rows + rows_recent)):
             base, ranges, replaced = None, coverage.joined([*_all(known), *fresh]), known
-        elif takes_in or main.settings.rows < _RECENT_ROWS:
+        elif takes_in:
             base, ranges, replaced = main, coverage.joined([*_all(recent), *fresh]), known
         else:
             grown = len(recent) == 1 and not ivf_build.outgrown(recent[0].settings, rows_recent)
@@ -250,40 +253,50 @@ class Deriver:
     ) -> list[tuple[int, Reserved | None]]:
         """For each index over segments of the group, (its uid, one to take its place when they are replaced, or None).
 
-        If it covers all of them, it covers the merged segment: rows keep their order keys, by which they are found again.
+        That which covers most of the group covers the merged segment: rows keep their order keys, by which they are found
+        again, and those that it did not have are added. The others lose the group's rows.
         """
         gone = {part.segment.uid: part for part in group}
         sound, damaged = self._indexes(name)
         following: list[tuple[int, Reserved | None]] = [(uid, None) for uid in damaged]
-        for one in sound:
-            if not any(piece.uid in gone for piece in one.ranges):
-                continue
-            covered = {uid: sum(piece.rows for piece in one.ranges if piece.uid == uid) for uid in gone}
-            whole = merged is not None and all(covered[uid] == part.rows for uid, part in gone.items())
+        touched = [one for one in sound if any(piece.uid in gone for piece in one.ranges)]
+        heir = max(touched, key=lambda one: sum(piece.rows for piece in one.ranges if piece.uid in gone), default=None)
+        for one in touched:
             ranges = [piece for piece in one.ranges if piece.uid not in gone]
-            mapping = np.full(one.settings.rows, -1, np.int64)
-            at, base = 0, 0
-            starts = {}
-            for piece in ranges:
-                starts[piece] = base
-                base += piece.rows
-            for piece in one.ranges:
-                into = mapping[at : at + piece.rows]
-                at += piece.rows
-                if piece in starts:
-                    into[:] = np.arange(starts[piece], starts[piece] + piece.rows)
-                elif whole and merged is not None:
-                    into[:] = _moved(gone[piece.uid].segment.key_array[piece.start : piece.start + piece.rows], merged, kept)
-                    into[into >= 0] += base
-            if whole and merged is not None:
+            base = sum(piece.rows for piece in ranges)
+            inherits = merged is not None and one is heir
+            mapping = _renumbering(one, gone, merged if inherits else None, kept)
+            more = None
+            if merged is not None and inherits:
                 ranges.append(Range(merged.uid, 0, kept))
+                fresh = (merged.flags_array[:kept] & (PUT | HAS_VECTOR)) == PUT | HAS_VECTOR
+                fresh[mapping[mapping >= base] - base] = False
+                vectors = Rows([merged.vectors_array[:kept]], one.settings.metric)
+                more = ivf_build.More(vectors, base, np.flatnonzero(fresh))
             reserved = None
-            if (mapping >= 0).any():
-                built = ivf_build.renumbered(one.payload, mapping, sum(piece.rows for piece in ranges))
+            if ranges and (mapping >= 0).any():
+                built = ivf_build.renumbered(one.payload, mapping, sum(piece.rows for piece in ranges), more)
                 fields = _fields(built.settings)
                 reserved = self.reserve(name, Kind.INDEX, coverage.encode(ranges, built.payload), **fields)
             following.append((one.entry.uid, reserved))
         return following
+
+
+def _renumbering(one: _Known, gone: dict[int, Part], merged: Segment | None, kept: int) -> npt.NDArray[np.int64]:
+    """For each internal id of an index the new one, -1 for none: first the ranges that stay, then the merged segment."""
+    mapping = np.full(one.settings.rows, -1, np.int64)
+    base = sum(piece.rows for piece in one.ranges if piece.uid not in gone)
+    at, stays = 0, 0
+    for piece in one.ranges:
+        into = mapping[at : at + piece.rows]
+        at += piece.rows
+        if piece.uid not in gone:
+            into[:] = np.arange(stays, stays + piece.rows)
+            stays += piece.rows
+        elif merged is not None:
+            into[:] = _moved(gone[piece.uid].segment.key_array[piece.start : piece.start + piece.rows], merged, kept)
+            into[into >= 0] += base
+    return mapping
 
 
 def _moved(keys: npt.NDArray[np.uint64], merged: Segment, kept: int) -> npt.NDArray[np.int64]:
@@ -328,6 +341,14 @@ def _all_visible(current: Manifest, uids: list[int]) -> bool:
 
 def _within(parts: dict[int, Part], piece: Range) -> bool:
     return piece.uid in parts and piece.start + piece.rows <= parts[piece.uid].rows
+
+
+def _worthwhile(main: _Known | None) -> int:
+    """How many rows without an index are worth one."""
+    if main is None:
+        return _FIRST_ROWS
+    rows = main.settings.rows
+    return max(_TAIL_ROWS, rows // _TAIL_SHARE) if rows <= _REWRITTEN_ROWS else _TAIL_ROWS
 
 
 def _all(known: list[_Known]) -> list[Range]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from sharedrag.memory import order
 from sharedrag.segments.live import Part
 
 _CHUNK_ROWS = 8192
+_Rows: TypeAlias = "npt.NDArray[np.int64] | slice"
 _STRINGS = (("id", "id_bytes"), ("text", "text_bytes"), ("metadata", "metadata_bytes"))
 
 
@@ -91,27 +92,46 @@ def copy_rows(sources: list[Source], target: Segment) -> None:
     ]
     at = 0
     for source in sources:
-        places = place[at : at + source.rows.size]
+        places, rows = _run(place[at : at + source.rows.size]), _run(source.rows)
         at += source.rows.size
         for column, dtype in columns:
-            target.array(column, dtype)[places] = source.segment.array(column, dtype)[source.rows]
+            target.array(column, dtype)[places] = source.segment.array(column, dtype)[rows]
         if target.shape.dimension and not source.segment.shape.dimension:  # only tombstones
             target.array("norm", np.uint32)[places] = NORM_ONE
             target.vectors_array[places] = 0
         elif target.shape.dimension:
-            target.array("norm", np.uint32)[places] = source.segment.array("norm", np.uint32)[source.rows]
-            for start in range(0, source.rows.size, _CHUNK_ROWS):
-                chunk = slice(start, start + _CHUNK_ROWS)
-                target.vectors_array[places[chunk]] = source.segment.vectors_array[source.rows[chunk]]
+            target.array("norm", np.uint32)[places] = source.segment.array("norm", np.uint32)[rows]
+            _copy_vectors(source.segment.vectors_array, rows, target.vectors_array, places)
     for column, _ in _STRINGS:
-        _copy_strings(sources, target, column, by_key)
+        _copy_strings(sources, target, column, _run(by_key))
     links = np.concatenate([source.segment.link_array[source.rows] for source in sources])
     if not order.are_checked(links).all():
         raise sources[0].segment.damaged("a link fails its check", "link")
     _index(target, hashes_in(links)[by_key], count)
 
 
-def _copy_strings(sources: list[Source], target: Segment, column: str, by_key: npt.NDArray[np.int64]) -> None:
+def _run(rows: npt.NDArray[np.int64]) -> _Rows:
+    """The same rows as a slice where they follow each other: then nothing is gathered on the way."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (rows[1:] > rows[:-1]).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
+def _copy_vectors(source: npt.NDArray[Any], rows: _Rows, target: npt.NDArray[Any], places: _Rows) -> None:
+    if isinstance(rows, slice) and isinstance(places, slice):
+        target[places] = source[rows]
+        return
+    every, to = (np.arange(one.start, one.stop) if isinstance(one, slice) else one for one in (rows, places))
+    for start in range(0, len(every), _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        target[to[chunk]] = source[every[chunk]]
+
+
+def _taken(strings: pa.BinaryArray, rows: _Rows) -> pa.BinaryArray:
+    return strings[rows] if isinstance(rows, slice) else strings.take(pa.array(rows))
+
+
+def _copy_strings(sources: list[Source], target: Segment, column: str, by_key: _Rows) -> None:
     pieces = []
     for source in sources:
         if not source.rows.size:
@@ -120,8 +140,8 @@ def _copy_strings(sources: list[Source], target: Segment, column: str, by_key: n
         heap = source.segment.array(f"{column}_heap", np.uint8)
         # Binary, not string: the bytes are copied as they are, whatever they hold
         whole = pa.BinaryArray.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(heap)])
-        pieces.append(whole.take(pa.array(source.rows)))
-    merged = pa.concat_arrays(pieces).take(pa.array(by_key))
+        pieces.append(_taken(whole, _run(source.rows)))
+    merged = _taken(pa.concat_arrays(pieces), by_key)
     _, offset_buffer, data = merged.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32, count=merged.offset + len(merged) + 1)[merged.offset :]
     target.array(f"{column}_offsets", np.int32)[: len(merged) + 1] = offsets - offsets[0]

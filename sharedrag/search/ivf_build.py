@@ -15,6 +15,7 @@ from sharedrag.search.ivf_rows import I64, Rows
 
 ROWS_MIN = 256  # of fewer there is no index: to look at all of them costs less
 GROWTH_MAX = 4.0  # lists made for a quarter of the rows are too long
+MEASURED_AGAIN = 1.4  # to measure costs as much as adding some thousand rows; recall falls by less than the margin till then
 _ADD_ROWS = 1 << 15
 _QB = 4  # bits of a query's code: with 8 the same rows are found, in a sixth more time
 
@@ -89,6 +90,7 @@ def _filled(
         recall=choice.recall,
         query_scale=scale,
         cost_us=choice.cost_us,
+        measured=len(ids),
     )
     return index, settings
 
@@ -101,7 +103,8 @@ def extended(
     threads: int = 1,
     seed: int = 0,
 ) -> Built:
-    """The index and the rows that are new: those from its `settings.rows` on. The lists stay, the settings are measured.
+    """The index and the rows that are new: those from its `settings.rows` on. The lists stay, and so do the settings,
+    until there are `MEASURED_AGAIN` times the rows that they were measured with.
 
     `rows` are all of them, the old ones first, as they were numbered; `leave_out` is over all of them too, but what is
     in the index stays in it (leave it out by `renumbered`). Raises `IndexInvalid` for a payload that is none.
@@ -112,36 +115,40 @@ def extended(
         index = _own_copy(faiss_bytes)
         fresh = _included(rows, leave_out)
         fresh = fresh[fresh.searchsorted(settings.rows) :]
-        ids = np.concatenate((_ids_in(index, settings.rows), fresh))
         _add(index, rows, fresh)
-        choice = ivf_measure.measured(
-            index,
-            settings.kind,
-            settings.qb,
-            settings.hnsw,
-            rows,
-            ids,
-            settings.k,
-            settings.query_scale,
-            settings.recall_target,
-            seed,
-        )
-    settings = settings._replace(
-        rows=rows.count,
-        indexed=len(ids),
-        nprobe=choice.nprobe,
-        candidates=choice.candidates,
-        ef=ivf_measure.ef_for(choice.nprobe) if settings.hnsw else 0,
-        recall=choice.recall,
-        cost_us=choice.cost_us,
-    )
+        settings = settings._replace(rows=rows.count, indexed=settings.indexed + len(fresh))
+        if settings.indexed > MEASURED_AGAIN * settings.measured:
+            settings = _measured_again(index, settings, rows, seed)
     return _packed(index, settings)
 
 
-def renumbered(payload: npt.NDArray[np.uint8], mapping: I64, rows_new: int) -> Built:
+def _measured_again(index: Any, settings: Settings, rows: Rows, seed: int) -> Settings:
+    ids = _ids_in(index, rows.count)
+    kind, qb, hnsw, scale = settings.kind, settings.qb, settings.hnsw, settings.query_scale
+    choice = ivf_measure.measured(index, kind, qb, hnsw, rows, ids, settings.k, scale, settings.recall_target, seed)
+    return settings._replace(
+        nprobe=choice.nprobe,
+        candidates=choice.candidates,
+        ef=ivf_measure.ef_for(choice.nprobe) if hnsw else 0,
+        recall=choice.recall,
+        cost_us=choice.cost_us,
+        measured=len(ids),
+    )
+
+
+class More(NamedTuple):
+    """Rows to add to an index: `ids` (m,) of them rising, row 0 of `rows` has the internal id `first`."""
+
+    rows: Rows
+    first: int
+    ids: I64
+
+
+def renumbered(payload: npt.NDArray[np.uint8], mapping: I64, rows_new: int, more: More | None = None) -> Built:
     """The index with the internal ids `mapping` (settings.rows,) int64 gives, each in 0..rows_new-1, or -1: no longer in.
 
-    Costs a pass over the blob. Settings are taken over. Raises `IndexInvalid` for a payload that is none.
+    Costs a pass over the blob, and the adding of `more`. Settings are taken over. Raises `IndexInvalid` for a payload that
+    is none.
     """
     settings, faiss_bytes = ivf_layout.unpack(payload)
     assert len(mapping) == settings.rows
@@ -165,6 +172,10 @@ def renumbered(payload: npt.NDArray[np.uint8], mapping: I64, rows_new: int) -> B
             inverted.resize(number, kept)
         total += kept
     index.ntotal = total
+    if more is not None and len(more.ids):
+        with _threads(1):
+            _add(index, more.rows, more.ids, more.first)
+        total += len(more.ids)
     return _packed(index, settings._replace(rows=rows_new, indexed=total))
 
 
@@ -183,12 +194,12 @@ def _included(rows: Rows, leave_out: Bools | None) -> I64:
     return np.flatnonzero(~leave_out)
 
 
-def _add(index: Any, rows: Rows, ids: I64) -> None:
-    """Add the rows `ids` (rising); blocks in which all are wanted are not copied."""
+def _add(index: Any, rows: Rows, ids: I64, first: int = 0) -> None:
+    """Add the rows `ids` (rising), as `first` + their number; blocks in which all are wanted are not copied."""
     for start, block in rows.blocks(_ADD_ROWS):
         names = ids[ids.searchsorted(start) : ids.searchsorted(start + len(block))]
         if len(names):
-            index.add_with_ids(block if len(names) == len(block) else block[names - start], names)
+            index.add_with_ids(block if len(names) == len(block) else block[names - start], names + first)
 
 
 def _ids_in(index: Any, rows: int) -> I64:

@@ -10,7 +10,7 @@ Offset, size, field (little-endian); FAISS's own bytes follow at 128:
      12   4  dimension                  108   4  recall measured, f4
      16   4  lists                      112   4  query_scale, f4 (0 = queries go as they are)
      20   4  nprobe                     116   4  cost of a query by the model of `ivf_measure`, us, f4
-     24   4  candidates                 120   8  zeros
+     24   4  candidates                 120   8  measured: how many were in it when the settings were measured
      28   4  ef of the coarse HNSW
      32   4  k that recall was measured at
      36  36  zeros
@@ -29,7 +29,7 @@ faiss: Any = _faiss  # its type stubs lack half of what it has
 
 MAGIC = b"SRINDEX\x01"
 HEADER_SIZE = 128
-_FIELDS = struct.Struct("<8s4B6I36x4Q4f8x")
+_FIELDS = struct.Struct("<8s4B6I36x4Q4fQ")
 assert _FIELDS.size == HEADER_SIZE
 
 #: Kinds of code, by the number in the header: FAISS's names of what follows "IVF<lists>,".
@@ -63,6 +63,7 @@ class Settings(NamedTuple):
     recall: float
     query_scale: float
     cost_us: float
+    measured: int
 
     def pack(self, faiss_size: int) -> bytes:
         """The header, `HEADER_SIZE` bytes."""
@@ -86,6 +87,7 @@ class Settings(NamedTuple):
             self.recall,
             self.query_scale,
             self.cost_us,
+            self.measured,
         )
 
 
@@ -93,7 +95,9 @@ def unpack(payload: npt.NDArray[np.uint8]) -> tuple[Settings, npt.NDArray[np.uin
     """(settings, FAISS's bytes as a view). Raises `IndexInvalid`."""
     if len(payload) < HEADER_SIZE:
         raise IndexInvalid(f"an index blob of {len(payload)} B is shorter than its header")
-    magic, kind, metric, qb, hnsw, *rest, target, recall, scale, cost = _FIELDS.unpack(payload[:HEADER_SIZE].tobytes())
+    magic, kind, metric, qb, hnsw, *rest, target, recall, scale, cost, measured = _FIELDS.unpack(
+        payload[:HEADER_SIZE].tobytes()
+    )
     dimension, lists, nprobe, candidates, ef, k, rows, indexed, trained, size = rest
     if magic != MAGIC:
         raise IndexInvalid(f"not an index blob of this version: {magic!r}")
@@ -131,5 +135,6 @@ def unpack(payload: npt.NDArray[np.uint8]) -> tuple[Settings, npt.NDArray[np.uin
         recall,
         scale,
         cost,
+        measured,
     )
     return settings, payload[HEADER_SIZE : HEADER_SIZE + size]

@@ -25,6 +25,7 @@ _HNSW_LINKS = 16
 _HNSW_ADD_EF = 16
 _SPLIT_LISTS_MIN = 700
 _ROUNDS = 4
+_LENGTH_SAMPLE = 8192  # rows that tell how long the centres should be
 
 
 def lists_for(rows: int) -> int:
@@ -51,7 +52,7 @@ def centres_of(sample: F32, lists: int, metric: str, seed: int) -> tuple[F32, fl
         centres = _split(sample, lists, spherical, seed)
     if not spherical:
         return centres, 0.0
-    length = float(_flat(centres, metric).search(sample[: 20 * lists], 1)[0].mean())
+    length = float(_flat(centres, metric).search(sample[:_LENGTH_SAMPLE], 1)[0].mean())
     if not length > 0:
         return centres, 1.0
     centres *= np.float32(length)

@@ -64,19 +64,24 @@ class Planner:
         if not plan.indexes:
             return knn.search_parts(view.parts, masks, queries, k, self._metric)
         cut = self._cut(view, plan)
-        if cut.spans is None:
-            answers = [_NOTHING] * len(queries)
-        else:
-            answers = knn.search_parts(view.parts, masks, queries, k, self._metric, cut.spans)
+        tails = None
+        if cut.spans is not None:
+            tails = knn.search_parts(view.parts, masks, queries, k, self._metric, cut.spans)
+        answers = []
         for number, query in enumerate(queries):
-            found = [answers[number]]
+            best = _NOTHING  # the largest index first: most often nothing in the others is better
             for index, dead in zip(plan.indexes, cut.dead, strict=True):
                 scores, rows = _ask(index, view.parts, cut.positions, dead, masks, asked, query, k)
                 values = scores.tolist()
                 if self._metric == "l2":
                     values = [-math.sqrt(max(0.0, -value)) for value in values]
-                found.append(Found(values, *index.places(rows.tolist(), cut.positions)))
-            answers[number] = _merged(found, k)
+                better = _better(values, best, k)
+                if better:
+                    more = Found(values[:better], *index.places(rows[:better].tolist(), cut.positions))
+                    best = _merged(best, more, k)
+            if tails is not None and _better(tails[number].scores, best, k):
+                best = _merged(best, tails[number], k)
+            answers.append(best)
         return answers
 
     def _plan(self, view: View) -> _Plan:
@@ -169,10 +174,17 @@ def _wanted(part: Part, mask: Mask | None) -> Mask | None:
     return wanted
 
 
-def _merged(found: list[Found], k: int) -> Found:
-    """The best k of several answers."""
-    found = [one for one in found if one.scores]
-    if len(found) == 1:
-        return found[0]
-    best = sorted((-score, part, row) for one in found for score, part, row in zip(*one, strict=True))[:k]
-    return Found([-score for score, _, _ in best], [part for _, part, _ in best], [row for _, _, row in best])
+def _better(scores: list[float], best: Found, k: int) -> int:
+    """How many of these falling scores are among the best k, if what was found so far has the others."""
+    if len(best.scores) < k:
+        return len(scores)
+    bar = best.scores[-1]
+    return sum([score > bar for score in scores])
+
+
+def _merged(best: Found, more: Found, k: int) -> Found:
+    """The best k of two answers."""
+    if not best.scores:
+        return more
+    pairs = sorted([(-score, part, row) for one in (best, more) for score, part, row in zip(*one, strict=True)])[:k]
+    return Found([-score for score, _, _ in pairs], [part for _, part, _ in pairs], [row for _, _, row in pairs])

@@ -25,6 +25,7 @@ from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments import deletions, probe
 
 _CUT_ATTEMPTS = 16
+_EMPTY_BUCKET = order.checked(0)
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
 
 
@@ -304,8 +305,12 @@ class LiveRows:
                 self._admit(state, state.rows, rows)
                 state.rows = rows
         for state, since in before:
-            for other in list(self._states.values()):
-                self._compare(state, since, state.rows, other)
+            if state.rows - since < _VECTORISED_FROM:
+                for row in range(since, state.rows):
+                    self._compare_row(state, row, list(self._states.values()))
+            else:
+                for other in list(self._states.values()):
+                    self._compare(state, since, state.rows, other)
 
     def _admit(self, state: _State, start: int, stop: int) -> None:
         """Count the rows [start, stop) in, after a look at whether they can be what they claim."""
@@ -370,12 +375,7 @@ class LiveRows:
             return
         if stop - start < _VECTORISED_FROM:
             for row in range(start, stop):
-                link = state.segment.link[row]
-                if not order.is_checked(link):
-                    raise state.segment.damaged("a link fails its check", "link", row)
-                hashed = (link & order.VALUE_MASK) >> ROW_BITS
-                limit = row if other is state else other.rows
-                self._settle(state, row, other, other.segment.lookup(state.segment.id_at(row), hashed, limit))
+                self._compare_row(state, row, [other])
             return
         links = probe.checked_links(state.segment, start, stop)
         hashes = hashes_in(links)
@@ -392,6 +392,21 @@ class LiveRows:
             limit = row if other is state else other.rows
             found_row = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
             self._settle(state, row, other, found_row)
+
+    def _compare_row(self, state: _State, row: int, others: list[_State]) -> None:
+        """Of the id of a row, and the same id in each of `others`, kill the older."""
+        segment = state.segment
+        link = segment.link[row]
+        if not order.is_checked(link):
+            raise segment.damaged("a link fails its check", "link", row)
+        hashed = (link & order.VALUE_MASK) >> ROW_BITS
+        encoded_id = segment.id_at(row)
+        for other in others:
+            if not other.rows:
+                continue
+            there = other.segment
+            if there.heads[hashed & there.bucket_mask] != _EMPTY_BUCKET:
+                self._settle(state, row, other, there.lookup(encoded_id, hashed, row if other is state else other.rows))
 
     def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
         if found < 0:
