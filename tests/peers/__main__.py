@@ -80,7 +80,9 @@ class _Book:
         }
         chosen.out.mkdir(parents=True, exist_ok=True)
         if chosen.add and (earlier := self._stem.with_suffix(".json")).exists():
-            self.results["peers"] = json.loads(earlier.read_bytes())["peers"]
+            known = json.loads(earlier.read_bytes())
+            self.results |= {name: known[name] for name in ("begun", "peers")}
+            self._begun -= known["seconds"]
         self._others = Others()
 
     def note(self, name: str, outcome: Outcome) -> None:

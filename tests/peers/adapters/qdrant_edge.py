@@ -36,7 +36,7 @@ class QdrantEdge(Peer):
         folder = place.folder / "shard"
         folder.mkdir()
         vectors = edge.EdgeVectorParams(size=DIMENSION, distance=edge.Distance.Cosine)
-        index = edge.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10_000)
+        index = edge.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10_000, max_indexing_threads=2)
         shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors=vectors, hnsw_config=index))
         shard.update(edge.UpdateOperation.create_field_index("room", edge.PayloadSchemaType.Keyword))
         shard.close()
