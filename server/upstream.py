@@ -124,9 +124,7 @@ class Upstream:
                 response = await self._client.send(request, stream=True)
             except _UNREACHED as error:
                 if last:
-                    raise _failure(
-                        502, f"the upstream cannot be reached ({type(error).__name__})", "upstream_error"
-                    ) from error
+                    raise _failure(f"the upstream cannot be reached ({type(error).__name__})") from error
             except httpx.TimeoutException as error:
                 raise _failure("the upstream did not answer in time", "upstream_timeout", 504) from error
             except httpx.HTTPError as error:
@@ -161,19 +159,28 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         async for data in _events(response.aiter_bytes()):
             if data == b"[DONE]":
                 return
-            chunk = orjson.loads(data)
-            if not isinstance(chunk, dict):
-                raise _failure("the upstream's stream cannot be read")
-            if chunk.get("error"):
-                raise UpstreamError(502, _error_of(chunk, "the upstream broke off"))
+            chunk = _chunk(data)
             finished = finished or any(one.get("finish_reason") for one in chunk.get("choices") or ())
             yield chunk
     except httpx.TimeoutException as error:
         raise _failure("the upstream fell silent", "upstream_timeout", 504) from error
-    except (httpx.HTTPError, orjson.JSONDecodeError) as error:
+    except httpx.HTTPError as error:
         raise _failure(f"the upstream broke off ({type(error).__name__})") from error
     if not finished:
         raise _failure("the upstream broke off")
+
+
+def _chunk(data: bytes) -> dict[str, Any]:
+    """One chunk. Raises what it says that went wrong."""
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise _failure("the upstream's stream cannot be read") from error
+    if not isinstance(chunk, dict):
+        raise _failure("the upstream's stream cannot be read")
+    if chunk.get("error"):
+        raise UpstreamError(502, _error_of(chunk, "the upstream broke off"))
+    return chunk
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

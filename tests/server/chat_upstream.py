@@ -10,7 +10,7 @@
 | `silent` | never answers |
 | `broken` | says one chunk and closes the connection |
 | `cut` | says two chunks and ends without a finish reason or `[DONE]` |
-| `bad:TEXT` | an event stream, or body, of TEXT |
+| `bad:TEXT` | an event, or a body, of TEXT |
 | `tool` | calls a tool |
 | `filtered` | finishes with `content_filter` |
 | `lines` | says characters that Unicode takes for line ends, unescaped |
@@ -95,7 +95,9 @@ class ScriptedUpstream:
                 self._failures[body["model"]] += 1
                 return JSONResponse({"error": {"message": "not yet"}}, 503)
         if how == "bad":
-            return Response(what, media_type="text/event-stream" if body.get("stream") else "application/json")
+            if body.get("stream"):
+                return Response(f"data: {what}\n\n", media_type="text/event-stream")
+            return Response(what, media_type="application/json")
         if how == "silent" or (how == "gate" and not body.get("stream")):
             await self._wait(request)
         words = self._words(how)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from server.upstream import Upstream, UpstreamError
 from tests.server.chat_helpers import FERRY, NO_FERRY, LosingProxy, Member, extra_of, member, text_of
-from tests.server.chat_upstream import KEY, LINES, ScriptedUpstream
+from tests.server.chat_upstream import KEY, LINES, TOOL_CALL, ScriptedUpstream
 from tests.server.serving import Crowd, Serving
 from tests.server.test_chat_transcript import IMAGE, TITLE, model, user
 
@@ -33,8 +32,8 @@ def script() -> Iterator[ScriptedUpstream]:
 @pytest.fixture(scope="module")
 def asking(server_pool: str, script: ScriptedUpstream) -> Iterator[Serving]:
     """A server of two workers in front of it."""
-    upstream = {"upstream_url": script.url, "upstream_key": KEY, "upstream_timeout_s": 2}
-    with Serving(server_pool, label="node-up", **upstream) as server:
+    upstream: dict[str, Any] = {"upstream_url": script.url, "upstream_key": KEY, "upstream_timeout_s": 2}
+    with Serving(server_pool, 2, label="node-up", **upstream) as server:
         yield server
 
 
@@ -205,20 +204,12 @@ def test_several_choices_are_all_given_and_the_first_is_stored(ann: Member, stre
 def test_calling_a_tool_is_no_answer(ann: Member, streamed: bool) -> None:
     """What is said after the tool has run is, to the user's question."""
     if streamed:
-        (call,) = [
-            one
-            for chunk in ann.streams(FERRY, model="tool")
-            for choice in chunk.choices
-            for one in choice.delta.tool_calls or ()
-        ]
+        deltas = [choice.delta for chunk in ann.streams(FERRY, model="tool") for choice in chunk.choices]
+        (call,) = [one for delta in deltas for one in delta.tool_calls or ()]
     else:
         (call,) = ann.asks(FERRY, model="tool").choices[0].message.tool_calls
     assert call.function.name == "look_up" and ann.conversations() == []
-    called = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}],
-    }
+    called = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
     reply = ann.asks("", messages=[user(FERRY), called, {"role": "tool", "tool_call_id": "call_1", "content": "none"}])
     assert ann.said(extra_of(reply)["conversation"]) == [("user", FERRY), ("assistant", reply.choices[0].message.content)]
 
@@ -284,14 +275,14 @@ def test_direct_answers_are_the_groups_policy(ann: Member, bob: Member, group: C
         ("plain:418", 418, "It broke"),
         ("silent", 504, "in time"),
         ("bad:no JSON", 502, "cannot be read"),
-        ("bad:[1]", 502, "no JSON object"),
+        ("bad:[1]", 502, "JSON object"),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_upstreams_errors_are_passed_on(ann: Member, how: str, status: int, message: str, streamed: bool) -> None:
     """In OpenAI's shape, before a stream has begun; nothing is stored."""
     if streamed and how.startswith("bad:"):
-        message = "cannot be read"
+        message = "cannot be read"  # in one event or in all
     with pytest.raises(openai.APIStatusError) as refused:
         ann.asks(FERRY, model=how, stream=streamed)
     assert refused.value.status_code == status and message in refused.value.message
@@ -312,10 +303,9 @@ def test_a_gateway_that_fails_for_a_moment_is_asked_again(ann: Member, script: S
 @pytest.mark.parametrize("how", ["broken", "cut"])
 def test_a_stream_that_breaks_off_is_an_error_and_not_stored(ann: Member, how: str) -> None:
     """What came before it was given; then the SDK raises."""
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(openai.APIError, match="broke off"):
-        for chunk in ann.asks(FERRY, model=how, stream=True):
-            seen.append(chunk)
+        seen.extend(ann.asks(FERRY, model=how, stream=True))
     assert text_of(seen).startswith("Ans")
     assert ann.conversations() == [] and ann.answers(FERRY) == []
 
@@ -370,7 +360,7 @@ async def test_a_stream_is_read_in_whatever_pieces_it_comes() -> None:
             for start in range(0, len(stream), size):
                 yield stream[start : start + size]
 
-        transport = httpx.MockTransport(lambda _, pieces=pieces: httpx.Response(200, content=pieces()))  # type: ignore[misc]
+        transport = httpx.MockTransport(lambda _, pieces=pieces: httpx.Response(200, content=pieces()))
         upstream = Upstream("http://upstream/v1")
         upstream._client = httpx.AsyncClient(transport=transport, base_url="http://upstream/v1/")
         async with upstream.stream({}) as chunks:
@@ -387,9 +377,7 @@ async def test_many_completions_wait_at_once(ann: Member, asking: Serving, scrip
     )
     firsts = [await anext(aiter(one)) for one in streams]
     assert len(firsts) == 24 and not script.opened.is_set()
-    begun = time.monotonic()
     assert (await client.models.list()).data
-    assert time.monotonic() - begun < 60
     script.opened.set()
     for one in streams:
         chunks = [chunk async for chunk in one]
