@@ -1,4 +1,4 @@
-"""The `sharedrag` command: make a pool, look into it, check it, tidy it, ask it.
+"""The `sharedrag` command: make a pool, look into it, check it, tidy it, fill it, ask it, serve it.
 
 Exit codes: 0 all is well; 1 the command failed, or `verify` found problems; 2 the command line is wrong. Errors go to
 standard error as one panel that says what failed and what to do; there are no tracebacks for what a user can meet.
@@ -18,16 +18,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress
 from typer.core import TyperGroup
 
-from sharedrag import Pool, cli_view
+from sharedrag import Pool, cli_top, cli_transfer, cli_view
+from sharedrag.cli_base import (
+    AsJson,
+    EmbedderOption,
+    NodeOption,
+    PoolPath,
+    console,
+    group_of,
+    has_history,
+    open_history,
+    open_pool,
+    show,
+)
 from sharedrag.embed import MINILM, load_embedder
 from sharedrag.errors import CollectionNotFound, SharedRagError
-
-WIDTH_WHEN_PIPED = 160  # columns: a table in a file or a pipe has no window to fit
 
 
 class CleanErrors(TyperGroup):
@@ -40,7 +50,7 @@ class CleanErrors(TyperGroup):
         except BrokenPipeError:
             raise  # the reader of a pipe has seen enough: not worth a word
         except (SharedRagError, OSError) as error:
-            _console(stderr=True).print(cli_view.error_panel(error))
+            console(stderr=True).print(cli_view.error_panel(error))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -82,18 +92,6 @@ def _root(
     del show_version
 
 
-PoolPath = Annotated[str, typer.Argument(metavar="POOL", help="Path of the pool, such as /dev/shm/team.pool.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
-NodeOption = Annotated[int, typer.Option("--node", min=0, help="The node (lock domain) to attach as.")]
-
-
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDTH_WHEN_PIPED
-    return console
-
-
 @app.command()
 def create(
     path: PoolPath,
@@ -114,12 +112,12 @@ def create(
     ```
     """
     existed = Path(path).exists()
-    with _open(path, "create", create=True, capacity=capacity, nodes=nodes, preallocate=preallocate) as pool:
+    with open_pool(path, "create", create=True, capacity=capacity, nodes=nodes, preallocate=preallocate) as pool:
         info = pool.info()
     done = "It was there already and is left as it is" if existed else "Created"
-    console = _console()
-    console.print(f"{done}: {cli_view.size(info.capacity)} for records, {len(info.nodes)} node(s).", highlight=False)
-    console.print(f"Open it from any process with Pool.open({path!r}).", highlight=False, markup=False)
+    terminal = console()
+    terminal.print(f"{done}: {cli_view.size(info.capacity)} for records, {len(info.nodes)} node(s).", highlight=False)
+    terminal.print(f"Open it from any process with Pool.open({path!r}).", highlight=False, markup=False)
 
 
 @app.command()
@@ -141,18 +139,18 @@ def info(
     sharedrag info /dev/shm/team.pool --json | jq .collections
     ```
     """
-    with _open(path, "info", node=node) as pool:
+    with open_pool(path, "info", node=node) as pool:
         if as_json:
             while True:
                 typer.echo(pool.info().model_dump_json(indent=None if watch else 2))
                 if not watch:
                     return
                 time.sleep(every)
-        console = _console()
+        terminal = console()
         if not watch:
-            console.print(cli_view.pool_view(pool.info()))
+            terminal.print(cli_view.pool_view(pool.info()))
             return
-        _watch(pool, console, every)
+        _watch(pool, terminal, every)
 
 
 @app.command()
@@ -166,11 +164,11 @@ def verify(path: PoolPath, as_json: AsJson = False, node: NodeOption = 0) -> Non
     sharedrag verify /dev/shm/team.pool && echo fine
     ```
     """
-    bar = Progress(console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with _open(path, "verify", node=node) as pool, bar:
+    bar = Progress(console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with open_pool(path, "verify", node=node) as pool, bar:
         task = bar.add_task("checking rows", total=None)
         report = pool.verify(lambda done, total: bar.update(task, completed=done, total=total))
-    _show(report.model_dump_json(indent=2) if as_json else cli_view.verify_view(report))
+    show(report.model_dump_json(indent=2) if as_json else cli_view.verify_view(report))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -199,9 +197,9 @@ def maintain(
         with Pool.open(path, name="sharedrag maintain", maintenance=share, node=node):
             _until_stopped()
         return
-    with _open(path, "maintain", node=node) as pool:
+    with open_pool(path, "maintain", node=node) as pool:
         report = pool.maintain()
-    _show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
+    show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
 
 
 def _until_stopped() -> None:
@@ -216,46 +214,82 @@ def _until_stopped() -> None:
 def ask(
     path: PoolPath,
     question: Annotated[str, typer.Argument(help="The question, in your own words.")],
+    group: Annotated[
+        str | None, typer.Option("--group", "-g", help="Whose history to ask, by name or id. Default: the only group's.")
+    ] = None,
     collection: Annotated[
         str | None,
-        typer.Option("--collection", help="Where to look. Default: 'history', or the only one with vectors."),
+        typer.Option(
+            "--collection", help="Search this collection instead. Default without a history: the only one with vectors."
+        ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many answers.")] = 5,
     where: Annotated[
-        list[str] | None, typer.Option("--where", help="Only records with this KEY=VALUE; may be repeated.")
+        list[str] | None, typer.Option("--where", help="Of a collection: only records with this KEY=VALUE; may be repeated.")
     ] = None,
-    embedder: Annotated[
-        str | None,
-        typer.Option("--embedder", help="light or sentence-transformers. Default: what the collection asks for."),
-    ] = None,
+    embedder: EmbedderOption = None,
     as_json: AsJson = False,
     node: NodeOption = 0,
 ) -> None:
-    """Ask the pool: the nearest records, with who said it, when, and how near it is.
+    """Ask the pool: what the crowd of a group answered, best first; or the nearest records of a collection.
 
     ```
-    sharedrag ask /dev/shm/hawaii.pool "Is there a ferry to Maui?"
+    sharedrag ask /dev/shm/team.pool "Is there a ferry to Maui?" --group hawaii
     sharedrag ask /dev/shm/hawaii.pool "Where to snorkel?" -k 3 --where author=Leilani
     ```
     """
+    if not question.strip():
+        raise typer.BadParameter("the question is empty", param_hint="QUESTION")
     conditions = _conditions(where or [])
-    with _open(path, "ask", node=node) as pool:
-        name = collection or _collection_to_ask(pool)
-        if name not in pool.collections():
-            known = ", ".join(pool.collections()) or "none yet"
-            raise CollectionNotFound(f"no collection {name!r}", operation="ask", path=pool.path, hint=f"There is: {known}")
-        searched = pool.collection(name)
-        model = load_embedder(embedder or searched.embedding_model or MINILM)
-        started = time.perf_counter()
-        vector = model.embed_query(question)
-        embedded = time.perf_counter()
-        hits = searched.search(vector, k=count, filter=conditions or None)
-        seconds = (embedded - started, time.perf_counter() - embedded)
-        rows = len(searched)
+    if group is not None and (collection or conditions):
+        raise typer.BadParameter("--group asks a history, --collection and --where a collection: say one of them")
+    with open_pool(path, "ask", node=node) as pool:
+        if group is not None or not (collection or conditions or not has_history(pool)):
+            _ask_history(pool, question, group, count, embedder, as_json)
+        else:
+            _ask_collection(pool, question, collection, count, conditions, embedder, as_json)
+
+
+def _ask_history(pool: Pool, question: str, group: str | None, count: int, embedder: str | None, as_json: bool) -> None:
+    if not has_history(pool):
+        raise CollectionNotFound(
+            "there is no history", operation="ask", path=pool.path, hint="`sharedrag import` or `sharedrag serve` make one"
+        )
+    history = open_history(pool, embedder)
+    asked = group_of(history, group, "; or search a collection: --collection")
+    started = time.perf_counter()
+    answers = history.ask(asked.id, question, count)
+    seconds = time.perf_counter() - started
     if as_json:
-        _show(json.dumps([cli_view.hit_json(hit) for hit in hits], ensure_ascii=False, indent=2))
+        show(json.dumps([one.model_dump(mode="json") for one in answers], ensure_ascii=False, indent=2))
     else:
-        _show(cli_view.answers_view(question, hits, searched.name, rows, seconds))
+        show(cli_view.crowd_view(question, answers, asked.name, seconds))
+
+
+def _ask_collection(
+    pool: Pool,
+    question: str,
+    collection: str | None,
+    count: int,
+    conditions: dict[str, Any],
+    embedder: str | None,
+    as_json: bool,
+) -> None:
+    name = collection or _collection_to_ask(pool)
+    if name not in pool.collections():
+        known = ", ".join(pool.collections()) or "none yet"
+        raise CollectionNotFound(f"no collection {name!r}", operation="ask", path=pool.path, hint=f"There is: {known}")
+    searched = pool.collection(name)
+    model = load_embedder(embedder or searched.embedding_model or MINILM)
+    started = time.perf_counter()
+    vector = model.embed_query(question)
+    embedded = time.perf_counter()
+    hits = searched.search(vector, k=count, filter=conditions or None)
+    seconds = (embedded - started, time.perf_counter() - embedded)
+    if as_json:
+        show(json.dumps([cli_view.hit_json(hit) for hit in hits], ensure_ascii=False, indent=2))
+    else:
+        show(cli_view.answers_view(question, hits, searched.name, len(searched), seconds))
 
 
 @app.command()
@@ -301,6 +335,11 @@ def _show_admin_key(key: str) -> None:
     sys.stdout.flush()
 
 
+app.command("import")(cli_transfer.import_)
+app.command("export")(cli_transfer.export)
+app.command("top")(cli_top.top)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def demo(ctx: typer.Context) -> None:
     """Watch four processes share one memory: a Hawaii travel group's chat, offline, in about two minutes.
@@ -318,36 +357,19 @@ def demo(ctx: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "demos.hawaii", *ctx.args])
 
 
-def _open(path: str, command: str, **options: Any) -> Pool:
-    """The pool, without a maintenance thread. A size or node that cannot be is a wrong command line (exit code 2)."""
-    try:
-        return Pool.open(path, name=f"sharedrag {command}", maintenance=False, **options)
-    except SharedRagError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _watch(pool: Pool, console: Console, every_s: float) -> None:
+def _watch(pool: Pool, terminal: Console, every_s: float) -> None:
     """The pool on the whole screen, looked at again and again; Ctrl-C leaves the last look behind and goes on up."""
     view = cli_view.pool_view(pool.info())
     try:
-        with Live(view, console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        with Live(view, console=terminal, auto_refresh=False, screen=terminal.is_terminal) as live:
             while True:
                 time.sleep(every_s)
                 view = cli_view.pool_view(pool.info())
                 live.update(view, refresh=True)
     except KeyboardInterrupt:
-        if console.is_terminal:
-            console.print(view)
+        if terminal.is_terminal:
+            terminal.print(view)
         raise
-
-
-def _show(what: RenderableType) -> None:
-    if isinstance(what, str):
-        typer.echo(what)
-    else:
-        _console().print(what)
 
 
 def _collection_to_ask(pool: Pool) -> str:

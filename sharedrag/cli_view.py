@@ -6,7 +6,7 @@ control characters: a chat message must not be able to drive the reader's termin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from sharedrag.errors import SharedRagError
 
 if TYPE_CHECKING:
     from sharedrag import Hit
+    from sharedrag.history import Answer
     from sharedrag.info import CollectionInfo, MaintenanceReport, NodeInfo, PoolInfo, SessionInfo, VerifyReport
 
 # What the stores of frameworks and the demo call an exchange's parts; a record is shown with those it has.
@@ -258,6 +259,39 @@ def answers_view(
         answer = hit.text if hit.text is not None else f"(no text: {hit.id})"
         table.add_row(str(rank), plain(answer), *map(plain, facts), age(_time(hit)), f"{hit.score:.3f}")
     return Group(table, Text(plain(took).plain, style="dim"))
+
+
+def crowd_view(question: str, answers: Sequence[Answer], group: str, seconds: float) -> RenderableType:
+    """The crowd's answers, best first: each with who gave it, how long ago, what others made of it, and to what question."""
+    took = Text(f"The group {plain(group).plain!r}, asked in {seconds * 1e3:.0f} ms", style="dim")
+    if not answers:
+        return Group(Text("Nobody of the group has answered this yet.", style="yellow"), took)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    for rank, one in enumerate(answers, start=1):
+        said = Text.assemble(
+            f"{one.score:.3f}  ",
+            plain(one.author if one.model is None else f"{one.model}, asked by {one.author}"),
+            f", {age(one.created)} ago" if age(one.created) != "now" else ", just now",
+            *(f"; {fact}" for fact in _made_of_it(one)),
+            style="dim",
+        )
+        asked = Text.assemble("To: ", plain(one.question), style="dim italic")
+        table.add_row(str(rank), Group(plain(one.answer), said, asked, ""))
+    return Group(Text.assemble(plain(question), style="bold"), "", table, took)
+
+
+def _made_of_it(answer: Answer) -> Iterator[str]:
+    standing = answer.standing
+    if standing.up or standing.down:
+        yield f"{standing.up} up, {standing.down} down"
+    if standing.confirmed is not None:
+        yield f"confirmed {age(standing.confirmed)} ago"
+    if standing.superseded_by is not None:
+        yield "superseded"
+    if answer.similar:
+        yield f"{answer.similar} more said so"
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:

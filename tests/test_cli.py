@@ -23,7 +23,7 @@ from sharedrag.embed import MINILM, LightEmbedder
 from sharedrag.info import MaintenanceReport, PoolInfo, Problem, SessionInfo, VerifyReport
 from sharedrag.llama_index import SharedVectorStore
 
-COMMANDS = ("create", "info", "verify", "maintain", "ask", "demo")
+COMMANDS = ("create", "info", "verify", "maintain", "ask", "import", "export", "top", "demo")
 EMBEDDER = LightEmbedder()
 TWO_YEARS_AGO = datetime.now(UTC) - timedelta(days=800)
 

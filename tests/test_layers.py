@@ -18,7 +18,7 @@ LAYERS = (
     ("writer", "keeper", "collection", "pool", "embed", "watch", "chats"),
     ("history",),
     ("transfer",),
-    ("__init__", "llama_index", "langchain", "cli", "cli_view", "__main__"),
+    ("__init__", "llama_index", "langchain", "cli", "cli_base", "cli_top", "cli_transfer", "cli_view", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +34,7 @@ from sharedrag.transfer import layout
 from sharedrag.transfer.restoring import batches
 
 BATCH = 1024
+BATCH_ANSWERS = 128
 #: Messages that are looked back at for what is replied to, and for what a question leans on.
 REMEMBERED = 20_000
 LOOKED_BACK = 24
@@ -140,15 +140,32 @@ def _load(
         state.skipped = chats.skipped
         progress(state)
 
-    with ThreadPoolExecutor(1, "sharedrag-embedding") as embedder:
+    embedder = ThreadPoolExecutor(1, "sharedrag-embedding")
+    try:
         waiting: tuple[Draft, Future[tuple[Vectors | None, float]]] | None = None
-        while batch := list(islice(messages, BATCH)):
+        for batch in _batches(messages):
             draft = bulk.draft(group, state.source, batch, after=waiting[0] if waiting else None)
             before, waiting = waiting, (draft, embedder.submit(embedded, draft))
             if before is not None:
                 written(*before)
         if waiting is not None:
             written(*waiting)
+    finally:
+        embedder.shutdown(cancel_futures=True)
+
+
+def _batches(messages: Iterable[PastMessage]) -> Iterator[list[PastMessage]]:
+    """So many messages at a time, or so many with answers: whoever interrupts does not wait long for the embedder."""
+    batch: list[PastMessage] = []
+    answers = 0
+    for message in messages:
+        batch.append(message)
+        answers += message.answers is not None
+        if len(batch) == BATCH or answers == BATCH_ANSWERS:
+            yield batch
+            batch, answers = [], 0
+    if batch:
+        yield batch
 
 
 class _First:
