@@ -36,7 +36,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo test check style types format bench bench-search bench-peers soak clean
+.PHONY: help setup demo test check style types format bench bench-page bench-search bench-peers browser soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -48,6 +48,17 @@ demo: $(DEMO_STAMP) ## four processes share one memory of a travel group; offlin
 
 test: $(FULL_STAMP) ## run every test
 	$(PY) -m pytest $(ARGS)
+
+# Debian's own: Playwright's builds come from elsewhere. Where it cannot be had, the page's tests are skipped and say why.
+browser: ## chromium for the page's tests, where this may install it
+	@for name in chromium chromium-browser google-chrome; do if command -v $$name >/dev/null; then exit 0; fi; done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "No chromium here: install it, or the page's tests are skipped"; exit 0; \
+	fi; \
+	echo "Installing chromium"; export DEBIAN_FRONTEND=noninteractive; \
+	{ timeout 300 apt-get -o DPkg::Lock::Timeout=120 update && \
+	  timeout 900 apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends chromium fonts-dejavu-core; } \
+	    >/dev/null 2>&1 || echo "chromium could not be installed: the page's tests are skipped"
 
 check: style types ## ruff and mypy --strict
 
@@ -67,6 +78,9 @@ bench: $(FULL_STAMP) ## print the figures: writes, reads, latency across process
 
 bench-search: $(FULL_STAMP) ## search over real vectors beside a private FAISS index, at 100,000 and 1,000,000 rows
 	$(PY) -m tests.bench_search $(ARGS)
+
+bench-page: $(FULL_STAMP) browser ## the page's first paint and size, and what its live map costs a server
+	$(PY) -m tests.bench_page $(ARGS)
 
 bench-peers: $(PEERS_STAMP) ## the same rows in other stores, side by side; ARGS="--quick --rows 5000" to try it
 	$(PEERS_VENV)/bin/python -m tests.peers $(ARGS)

@@ -24,7 +24,8 @@ export class Feed {
 
   async start() {
     this.stop();
-    const seen = this.seen = new Set();
+    const seen = this.seen = new Map(); // message id -> its conversation
+    this.drivers = new Map(); // conversation -> who has its wheel
     this.state("off", null, "connecting");
     this.stream = new Stream("v1/events", {
       hideAfter: 30000,
@@ -36,7 +37,7 @@ export class Feed {
       if (this.seen !== seen) return;
       for (const item of data) {
         if (seen.has(item.id)) continue;
-        seen.add(item.id);
+        seen.set(item.id, item.conversation);
         const text = item.content.map((part) => part.text ?? "").join("\n");
         this.list.append(this.row({ kind: "message", id: item.id, created: item.created_at, node: item.node, data: { conversation: item.conversation, user: item.author, role: item.role, model: item.model, text } }));
       }
@@ -80,7 +81,7 @@ export class Feed {
     if (event.kind === "message") {
       if (event.deleted) { this.list.querySelector(`[data-id="${CSS.escape(event.id)}"]`)?.remove(); return; }
       if (this.seen?.has(event.id)) return;
-      this.seen?.add(event.id);
+      this.seen?.set(event.id, event.data.conversation);
     }
     const row = this.row(event);
     if (!row) return;
@@ -108,11 +109,13 @@ export class Feed {
 
   row(event) {
     const { kind, id, created, node, data } = event;
-    const line = kind === "message" ? data.text : ACTS[kind]?.(event);
+    const line = kind === "message" ? data.text : kind === "lease" ? this.driving(event) : ACTS[kind]?.(event);
     if (!line) return null;
-    const place = data.conversation ? `#/c/${data.conversation}${kind === "message" ? `/${id}` : data.message ? `/${data.message}` : ""}` : null;
+    const conversation = kind === "conversation" ? id : data.conversation ?? this.seen?.get(data.message);
+    const aim = kind === "message" ? `/${id}` : data.message ? `/${data.message}` : "";
+    const place = conversation ? `#/c/${conversation}${aim}` : null;
     const content = [
-      h("div", { class: "byline" }, h("b", {}, kind === "message" && data.role === "assistant" ? data.model || "a model" : data.user ?? data.holder ?? "somebody"),
+      h("div", { class: "byline" }, h("b", {}, kind === "message" && data.role === "assistant" ? data.model || "a model" : data.user ?? "somebody"),
         node ? h("span", {}, node) : null, h("span", {}, when(created))),
       h("p", {}, line),
     ];
@@ -120,14 +123,21 @@ export class Feed {
     row.dataset.id = id;
     return row;
   }
+
+  /** The wheel is renewed every few seconds: only a new driver is news. */
+  driving({ data, deleted }) {
+    const driver = deleted || data.until_us === 0 ? null : data.user;
+    const news = driver !== (this.drivers?.get(data.conversation) ?? null);
+    this.drivers?.set(data.conversation, driver);
+    return news && driver !== null ? "took the wheel of a conversation" : null;
+  }
 }
 
-// What the other events say in the feed; those without words here are not shown.
+// What other events say in the feed; those without words here are not shown.
 const ACTS = {
   vote: ({ data, deleted }) => (deleted || !data.value ? null : data.value > 0 ? "found an answer helpful" : "found an answer not helpful"),
   confirm: ({ deleted }) => (deleted ? null : "says that an answer is still true"),
   comment: ({ data, deleted }) => (deleted ? null : data.text ? `remarked: ${data.text}` : "remarked on a message"),
   supersede: ({ deleted }) => (deleted ? null : "put a newer answer in an older one's place"),
-  lease: ({ data, deleted }) => (deleted || data.until_us === 0 || data.released ? null : "has the wheel of a conversation"),
   conversation: ({ data, deleted }) => (deleted || !data.fork ? null : "forked a conversation"),
 };

@@ -1,8 +1,8 @@
 // Draws a node's extents as they lie in the file, row by row. Nothing here knows of the network: give it a look, it paints.
 //
 // Hue says which collection, pattern says what: solid rows of a sealed segment; an open one fills from the left as its rows
-// are published; stripes an index; dots postings (terms); bars columns; hatched grey what is retired; a dashed frame what
-// is being built. The rest is free.
+// are published; stripes an index; dots postings (terms); upright bars columns; hatched grey what is retired; a dashed frame what
+// is being built; level bars which rows are dead. The rest is free.
 
 const GAP = 3;
 const FILL_MS = 350;
@@ -12,11 +12,12 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 /** The theme's colours, read once per theme. */
 export class Palette {
   constructor() {
-    const style = getComputedStyle(document.documentElement);
-    this.read = (name) => style.getPropertyValue(name).trim();
-    for (const name of ["free", "grid", "gone", "glow"]) this[name] = this.read(`--map-${name}`);
-    this.hues = Array.from({ length: 8 }, (_, i) => this.read(`--hue-${i}`));
-    this.card = this.read("--card");
+    const probe = document.body.appendChild(document.createElement("i")); // only an element's own colour is a plain one
+    const read = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
+    for (const name of ["free", "gone", "glow"]) this[name] = read(`map-${name}`);
+    for (const name of ["card", "accent"]) this[name] = read(name);
+    this.hues = Array.from({ length: 8 }, (_, i) => read(`hue-${i}`));
+    probe.remove();
     this.patterns = new Map();
   }
 
@@ -51,6 +52,9 @@ function tile(kind, colour, paper) {
   } else if (kind === "terms") {
     context.arc(1.5, 1.5, 1.1, 0, 7); context.arc(4.5, 4.5, 1.1, 0, 7);
     context.fill();
+  } else if (kind === "deletions") {
+    context.moveTo(0, 1.5); context.lineTo(6, 1.5); context.moveTo(0, 4.5); context.lineTo(6, 4.5);
+    context.stroke();
   } else {
     context.moveTo(1.5, 0); context.lineTo(1.5, 6); context.moveTo(4.5, 0); context.lineTo(4.5, 6);
     context.stroke();

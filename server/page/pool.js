@@ -135,11 +135,12 @@ export class PoolView {
     this.trouble = h("p", { class: "notice bad", hidden: true });
     set(main,
       h("div", { class: "pool-head" }, h("div", {}, this.title, this.lead), h("label", { class: "row-choice" }, choice, "Show the free space to its end")),
-      this.trouble, this.facts, this.card,
-      h("div", { class: "tables" },
-        this.table("Lanes: who may append", ["Lane", "Held by", "Writes to", "Since", "Rate"], [4], this.lanes),
-        this.table("Collections", ["Collection", "Records", "Dead", "Segments", "Memory", "Index"], [1, 2, 3, 4, 5], this.collections)),
-      h("div", { class: "tables" }, this.sessionCard), h("div", { class: "map-card-table" }, this.details));
+      this.trouble, this.looking = h("p", { class: "empty", role: "status" }, "Looking…"),
+      this.all = h("div", { hidden: true }, this.facts, this.card,
+        h("div", { class: "tables" },
+          this.table("Lanes: who may append", ["Lane", "Held by", "Writes to", "Since", "Rate"], [4], this.lanes),
+          h("div", {}, this.table("Collections", ["Collection", "Records", "Dead", "Segments", "Memory", "Index"], [1, 2, 3, 4, 5], this.collections), this.sessionCard)),
+        this.details));
     this.redraw = () => this.again();
     repaint.add(this.redraw);
     watch.join(this);
@@ -155,7 +156,7 @@ export class PoolView {
 
   legend() {
     return h("div", { class: "legend", role: "group", "aria-label": "What the patterns mean" }, KINDS.map(([what, name, note]) =>
-      h("span", { title: note || null }, swatch((context, width) => paint(context, palettes(), what, what === "free" || what === "retired" ? -1 : 0, 0, 0, width, 14)), name)));
+      h("span", { title: note || null }, swatch((context, width) => paint(context, palettes(), what, what === "free" || what === "retired" ? -1 : 7, 0, 0, width, 14)), name)));
   }
 
   table(title, columns, numbers, body) {
@@ -166,6 +167,8 @@ export class PoolView {
 
   show(look) {
     this.look = look;
+    this.all.hidden = false; // all at once, at its full size: nothing that is seen is pushed about
+    this.looking.hidden = true;
     const share = look.allocated / Math.max(1, look.capacity);
     put(this.values.used, bytes(look.allocated), `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} % of ${bytes(look.capacity)}`);
     put(this.values.rate, rate(look.rows_per_s), look.bytes_per_s ? `${bytes(look.bytes_per_s)}/s` : "nobody appends at the moment");
@@ -200,7 +203,7 @@ export class PoolView {
     set(view.rate, rate(node.rows_per_s));
     view.map.whole = this.whole;
     view.map.show(node.runs, node.extents, look.open[node.node], watch.hue, palettes());
-    spark(view.spark, watch.rates.get(node.node), palettes().read("--accent"));
+    spark(view.spark, watch.rates.get(node.node), palettes().accent);
     view.canvas.setAttribute("aria-label", `${nodeName(node)}: ${bytes(node.allocated)} of ${bytes(node.capacity)} used by ${plural(node.runs.length, "run")} of extents, ${rate(node.rows_per_s)}. The table at the end of the page lists them.`);
   }
 
@@ -228,7 +231,7 @@ export class PoolView {
     const rows = look.lanes.map((lane) => {
       const names = [...new Set(lane.open.map(([, collection]) => collection))];
       return [`${lane.node}.${lane.lane}`, [
-        [h("span", { class: `lamp${lane.held ? " on" : ""}`, "aria-hidden": "true" }), look.nodes.length > 1 ? `${nodeName(look.nodes[lane.node])}, ` : "", `${lane.lane}`],
+        h("span", { class: "still" }, h("span", { class: `lamp${lane.held ? " on" : ""}`, "aria-hidden": "true" }), look.nodes.length > 1 ? `${nodeName(look.nodes[lane.node])}, ` : "", `${lane.lane}`),
         lane.held ? [lane.label || "a process", lane.pid ? h("span", { class: "faint" }, ` pid ${lane.pid}`) : ""] : h("span", { class: "faint" }, "nobody"),
         names.length ? names.join(", ") : h("span", { class: "faint" }, "nothing open"),
         lane.held ? when(lane.since_us / 1e6) : "", rate(lane.rows_per_s),
@@ -241,17 +244,11 @@ export class PoolView {
     const rows = look.collections.map((one) => {
       const recall = one.indexes.length ? Math.min(...one.indexes.map((index) => index.recall)) : null;
       return [one.name, [
-        [this.swatchOf(one.name), one.name], count(one.rows), count(one.rows_dead), `${one.segments_open} open, ${one.segments_sealed} sealed`,
+        [h("span", { class: `swatch hue-${watch.hue(one.name) % 8}`, "aria-hidden": "true" }), one.name], count(one.rows), count(one.rows_dead), `${one.segments_open} open, ${one.segments_sealed} sealed`,
         bytes(one.bytes_allocated), recall === null ? h("span", { class: "faint" }, "none yet") : `recall ${recall.toFixed(2)}`,
       ]];
     });
     fillRows(this.collections, rows, [1, 2, 3, 4, 5], "There is no collection yet.");
-  }
-
-  swatchOf(name) {
-    this.swatches ??= new Map();
-    if (!this.swatches.has(name)) this.swatches.set(name, swatch((context, width) => paint(context, palettes(), "sealed", watch.hue(name), 0, 0, width, 14)));
-    return this.swatches.get(name);
   }
 
   showSessions(look) {

@@ -13,7 +13,7 @@ import pytest
 from tests.server.serving import Serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Dialog
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 WAIT_MS = 15_000
@@ -47,12 +47,16 @@ class Person:
         self.page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda message: self._heard(message.type, message.text))
-        self.page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on("dialog", self._opened)
 
     def _heard(self, kind: str, text: str) -> None:
         # A 404 or 423 that the page expects is logged by the browser all the same.
         if kind == "error" and "Failed to load resource" not in text:
             self.errors.append(text)
+
+    def _opened(self, dialog: Dialog) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def visit(self, view: str = "") -> None:
         """Open the page."""

@@ -1,4 +1,4 @@
-"""People at the page: two browsers at two servers over one pool, by mouse, by keyboard alone, at night, on a phone, and with malice."""
+"""People at the page: two browsers at two servers over one pool; by keyboard alone, at night, on a phone, with malice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def person(browser: Browser, crowd: Crowd) -> Iterator[Person]:
 
 
 def test_what_one_learns_on_one_node_the_next_finds_on_another(browser: Browser, crowd: Crowd, other_node: Serving) -> None:
-    """Bob's question reaches Ann live, her answer him; then he finds it, votes, confirms, remarks, forks, takes the wheel."""
+    """Bob's question reaches Ann live, her answer him; he finds it, votes, confirms, remarks, forks, takes the wheel."""
     ann, bob = Person(browser, crowd.serving), Person(browser, other_node)
     ann.sign_in(crowd.key("Ann"))
     bob.sign_in(crowd.key("Bob"))
@@ -333,8 +333,9 @@ def test_nothing_jumps_while_it_loads(browser: Browser, crowd: Crowd) -> None:
     bob = Person(browser, crowd.serving)
     bob.context.add_init_script(
         """window.shift = 0;
-        new PerformanceObserver(list => { for (const one of list.getEntries()) if (!one.hadRecentInput) window.shift += one.value; })
-            .observe({ type: "layout-shift", buffered: true });"""
+        new PerformanceObserver(list => {
+            for (const one of list.getEntries()) if (!one.hadRecentInput) window.shift += one.value;
+        }).observe({ type: "layout-shift", buffered: true });"""
     )
     bob.sign_in(crowd.key("Bob"))
     for view in ("#/pool", "#/ask", "#/conversations", f"#/c/{conversation}"):
