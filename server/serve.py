@@ -19,6 +19,7 @@ from server.settings import Settings
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_HANGS_AFTER_S = 60  # a worker that was killed is missed at once; one that starts on a busy machine must not be
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> None:
@@ -49,6 +50,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.shutdown_s,
+            timeout_worker_healthcheck=_HANGS_AFTER_S,
         )
         Multiprocess(config, sockets=[config.bind_socket()]).run()
     finally:

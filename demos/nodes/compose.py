@@ -10,6 +10,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE, VOLUME = "sharedrag:latest", "sharedrag_pool"
+_PROJECT = ("--project-name", "sharedrag")
 
 
 class NoEngine(RuntimeError):
@@ -29,16 +30,16 @@ class Engine:
         """Raises `NoEngine`."""
         self._environment = dict(environment)
         if _runs("docker", "info") and _runs("docker", "compose", "version"):
-            self._engine, self._compose = "docker", ["docker", "compose"]
+            self._engine, self._compose = "docker", ["docker", "compose", *_PROJECT]
         elif _runs("podman", "info") and shutil.which("podman-compose"):
-            self._engine, self._compose = "podman", ["podman-compose"]
+            self._engine, self._compose = "podman", ["podman-compose", *_PROJECT]
         else:
             raise NoEngine("neither a running Docker with `docker compose` nor podman with podman-compose is here")
 
     @property
     def name(self) -> str:
         """Of the engine, for people."""
-        return " ".join(self._compose)
+        return " ".join(self._compose[: -len(_PROJECT)])
 
     def compose(self, *arguments: str, quiet: bool = True) -> None:
         """Run a compose command to its end. Raises `CalledProcessError` with its output."""
