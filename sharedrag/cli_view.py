@@ -77,13 +77,8 @@ def error_panel(error: Exception) -> Panel:
 
 def pool_view(info: PoolInfo) -> RenderableType:
     """Everything about a pool: space, nodes, collections, lanes, processes."""
-    return Group(
-        _space(info),
-        _nodes(info.nodes),
-        _collections(info),
-        _lanes(info),
-        processes_view(info.sessions),
-    )
+    parts = [_nodes(info.nodes), _collections(info), _vectors(info), _lanes(info), processes_view(info.sessions)]
+    return Group(_space(info), *(line for part in parts if part is not None for line in (part, "")))
 
 
 def _space(info: PoolInfo) -> RenderableType:
@@ -93,18 +88,19 @@ def _space(info: PoolInfo) -> RenderableType:
         f"{size(info.allocated)} of {size(info.capacity)} used, {size(info.free)} free",
         ProgressBar(total=max(1, info.capacity), completed=info.allocated, width=40),
     )
-    held = "for good (preallocated)" if info.preallocated else "now"
+    held = " for good (preallocated)" if info.preallocated else ""
     facts = (
-        f"{size(info.reserved)} of memory or disk behind it {held}; format {info.format_version}; "
-        f"created {created:%Y-%m-%d %H:%M} UTC"
+        f"{size(info.reserved)} of memory or disk behind it{held}; format {info.format_version}; "
+        f"made {created:%Y-%m-%d %H:%M} UTC"
     )
     return Panel(Group(used, Text(facts, style="dim")), title=plain(info.path), title_align="left")
 
 
 def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    # Without frames: what a pool has to say fits 80 columns.
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
 
 
@@ -118,7 +114,7 @@ def _nodes(nodes: Sequence[NodeInfo]) -> RenderableType:
         "to be freed",
         "free",
         "maintained by",
-        right=("node", "generation"),
+        right=("node", "generation", "used", "to be freed", "free", "maintained by"),
     )
     for node in nodes:
         table.add_row(
@@ -136,22 +132,38 @@ def _nodes(nodes: Sequence[NodeInfo]) -> RenderableType:
 def _collections(info: PoolInfo) -> RenderableType:
     if not info.collections:
         return Text("No collections yet: pool.collection('history', dimension=384) makes one.", style="dim")
-    numbers = ("rows", "dead", "dimension", "open", "sealed", "space", "indexed")
-    table = _table("Collections", "name", *numbers, "metric", "type", "model", right=numbers)
+    numbers = ("rows", "dead", "open", "sealed", "space")
+    table = _table("Collections", "name", *numbers, right=numbers)
     for one in info.collections:
         table.add_row(
             plain(one.name),
             "damaged" if one.damage else f"{one.rows:,}",
             f"{one.rows_dead:,}",
-            str(one.dimension or "-"),
             str(one.segments_open),
             str(one.segments_sealed),
             size(one.bytes_allocated),
-            _indexed(one),
-            one.metric if one.dimension else "-",
-            one.dtype if one.dimension else "-",
-            plain(one.embedding_model or "-"),
         )
+    return table
+
+
+def _vectors(info: PoolInfo) -> RenderableType | None:
+    """What the vectors of collections are, where they have any."""
+    if not any(one.dimension for one in info.collections):
+        return None
+    table = _table(
+        "Vectors",
+        "name",
+        "dimension",
+        "metric",
+        "type",
+        "indexed (recall)",
+        "model",
+        right=("dimension", "indexed (recall)"),
+    )
+    for one in info.collections:
+        if one.dimension:
+            model = plain(one.embedding_model or "-")
+            table.add_row(plain(one.name), str(one.dimension), one.metric, one.dtype, _indexed(one), model)
     return table
 
 

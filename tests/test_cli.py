@@ -117,6 +117,18 @@ class TestInfo:
         assert result.stdout.count(str(os.getpid())) >= 2, "as a lane's holder and as an attached process"
         assert "sharedrag info" in result.stdout
 
+    def test_it_fits_80_columns(self, pool: Pool, history: Collection) -> None:
+        """With long names, large numbers and labels nothing is cut off, and no line is longer than a small terminal."""
+        pool.collection("history.exchanges", dimension=384, embedding_model=MINILM)
+        seen = pool.info()
+        big = [one.model_copy(update={"rows": 12_345_678, "rows_dead": 1_234_567}) for one in seen.collections]
+        sessions = [one.model_copy(update={"label": "uvicorn worker 12 of node maui"}) for one in seen.sessions]
+        info = seen.model_copy(update={"collections": big, "sessions": sessions})
+        drawn = text_of(cli_view.pool_view(info), width=80)
+        assert max(len(line) for line in drawn.splitlines()) <= 80
+        assert all(whole in drawn for whole in ("history.exchanges", "12,345,678", "1,234,567", MINILM, "float32", "cosine"))
+        assert "…" not in drawn
+
     def test_json_is_the_model(self, pool: Pool, history: Collection) -> None:
         """--json prints PoolInfo, with this process's own memory in bytes."""
         result = run("info", pool.path, "--json")
@@ -181,7 +193,7 @@ class TestInfo:
             SessionInfo(pid=13, alive=True, stopped=False, **common),
         ]
         lines = {
-            line.split()[3]: line for line in text_of(cli_view.processes_view(sessions)).splitlines() if "worker" in line
+            line.split()[1]: line for line in text_of(cli_view.processes_view(sessions)).splitlines() if "worker" in line
         }
         assert "stopped" in lines["11"]
         assert "elsewhere" in lines["12"]
@@ -399,11 +411,11 @@ def rows_of(line: str) -> int:
     return PoolInfo.model_validate_json(line).collections[0].rows
 
 
-def text_of(renderable: Any) -> str:
-    """A rich renderable as plain text, wide enough not to wrap."""
+def text_of(renderable: Any, width: int = 200) -> str:
+    """A rich renderable as plain text; by default wide enough not to wrap."""
     from rich.console import Console
 
-    console = Console(width=200)
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
