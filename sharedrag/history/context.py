@@ -116,4 +116,4 @@ def _joined(*texts: str) -> str:
 
 def _unit(rows: Vectors) -> Vectors:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)  # type: ignore[no-any-return]
+    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
