@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from sharedrag.embed import Embedder
+from sharedrag.history.ask import ask
 from sharedrag.history.bulk import Bulk
 from sharedrag.history.conversations import Conversations
+from sharedrag.history.direct import direct_answer
 from sharedrag.history.events import events
 from sharedrag.history.groups import Groups
 from sharedrag.history.keys import Keys
@@ -17,6 +19,7 @@ from sharedrag.history.models import Answer, Event
 from sharedrag.history.once import Once
 from sharedrag.history.ranking import Weights
 from sharedrag.history.records import Store
+from sharedrag.history.standings import Standings
 from sharedrag.history.tidy import tidy
 from sharedrag.history.users import Users
 from sharedrag.pool import Pool
@@ -49,6 +52,7 @@ class History:
         self.conversations = Conversations(self.store)
         self.messages = Messages(self.store, self.conversations)
         self.marks = Marks(self.store)
+        self.standings = Standings(self.store.records)
         self.users = Users(self.store)
         self.once = Once(self.store)
         self.bulk = Bulk(self.store)
@@ -66,17 +70,11 @@ class History:
         now: datetime | None = None,
     ) -> list[Answer]:
         """See `sharedrag.history.ask`."""
-        from sharedrag.history.ask import ask
-
-        return ask(  # type: ignore[no-any-return]
-            self, group, question, k, user=user, vector=vector, conversation=conversation, explain=explain, now=now
-        )
+        return ask(self, group, question, k, user=user, vector=vector, conversation=conversation, explain=explain, now=now)
 
     def direct_answer(self, group: str, question: str, answers: list[Answer]) -> Answer | None:
         """See `sharedrag.history.direct`."""
-        from sharedrag.history.direct import direct_answer
-
-        return direct_answer(self, group, question, answers)  # type: ignore[no-any-return]
+        return direct_answer(self, group, question, answers)
 
     def events(self, group: str | None, place: str | None = None, limit: int | None = None) -> tuple[list[Event], str]:
         """What is new in a group (None: in all), at most `limit`, from `place` on (None: from the beginning).

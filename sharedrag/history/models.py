@@ -155,10 +155,10 @@ class Standing(Model):
 
 
 class Explanation(Model):
-    """Every factor of an answer's score; `score` is their product (`ranking`)."""
+    """Every factor of an answer's score (`ranking` has the formula; what was superseded is lowered beyond it)."""
 
-    similarity: float = Field(description="Cosine of the question to the exchange's question.")
-    words: float = Field(description="BM25 of the question's words, 0 to 1 of the best that was found.")
+    similarity: float = Field(description="Cosine of the question to the exchange; 0 where there are no vectors.")
+    words: float = Field(description="By BM25, how much of the question's words the exchange has, 0 to 1.")
     relevance: float
     quality: float
     freshness: float
