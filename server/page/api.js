@@ -116,6 +116,7 @@ export class Stream {
     } catch (error) {
       if (abort.signal.aborted) return;
       if ([401, 403, 404].includes(error.status)) { this.state?.("refused", error); return; }
+      if ([400, 422].includes(error.status)) this.last = ""; // another pool, where this place means nothing
     }
     if (abort.signal.aborted || this.closed) return;
     this.abort = null;

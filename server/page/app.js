@@ -5,6 +5,7 @@ import { askView, forgetQuestion } from "./ask.js";
 import { ConversationView, listView } from "./conversations.js";
 import { h, icon, say, set } from "./dom.js";
 import { Feed } from "./feed.js";
+import { membersView } from "./members.js";
 import { PoolView, Strip } from "./pool.js";
 import { chooseView, signinView } from "./signin.js";
 
@@ -12,7 +13,7 @@ const main = document.getElementById("main");
 const rail = document.getElementById("rail");
 const leave = document.getElementById("leave");
 const wide = matchMedia("(min-width: 1020px)");
-const TITLES = { ask: "Ask", conversations: "Conversations", c: "Conversation", live: "Live", pool: "The pool", signin: "Sign in" };
+const TITLES = { ask: "Ask", conversations: "Conversations", c: "Conversation", live: "Live", pool: "The pool", group: "The group", signin: "Sign in" };
 const THEMES = [["system", "device", "as the device"], ["light", "sun", "light"], ["dark", "moon", "dark"]];
 
 const feed = new Feed();
@@ -28,7 +29,7 @@ function route() {
   start();
   if (name === "c" && id) open("c", decodeURIComponent(id), aim && decodeURIComponent(aim));
   else if (name === "live" && !wide.matches) open("live");
-  else if (["conversations", "pool"].includes(name)) open(name);
+  else if (["conversations", "group", "pool"].includes(name)) open(name);
   else open("ask");
 }
 
@@ -45,6 +46,7 @@ function open(name, ...rest) {
   else if (name === "ask") view = askView(main);
   else if (name === "conversations") view = listView(main);
   else if (name === "c") view = new ConversationView(main, ...rest);
+  else if (name === "group") view = membersView(main);
   else if (name === "pool") { const pool = new PoolView(main); view = { focus: pool.title, leave: () => pool.leave() }; }
   else view = { focus: null };
   if (name !== "pool" && signedIn() && wide.matches) strip.start(); else strip.stop();
@@ -56,8 +58,8 @@ function open(name, ...rest) {
 function start() {
   if (started) return;
   started = true;
-  set(document.getElementById("who"), h("b", {}, me().user), ` in ${me().group.name}`);
-  document.getElementById("who").title = `${me().user} in ${me().group.name}`;
+  const who = document.getElementById("who");
+  set(who, h("a", { href: "#/group", title: "Who is in this group" }, h("b", {}, me().user), ` in ${me().group.name}`));
   leave.hidden = false;
   rail.hidden = false;
   feed.start();

@@ -193,10 +193,19 @@ export class ConversationView {
 
   event({ kind, id, deleted, data }) {
     if (this.closed) return;
+    if (kind === "resumed") { this.catchUp().catch(() => {}); return; }
     if (kind === "message" && deleted) { this.items.get(id)?.element.remove(); this.items.delete(id); return; }
     if (kind === "message" && data.conversation === this.id && !this.items.has(id)) {
       get(path`v1/conversations/${this.id}/items/${id}`).then((item) => this.append(item), () => {});
     } else if (kind === "lease" && data.conversation === this.id) this.leaseNow().then((lease) => { this.lease = lease; this.drawWheel(true); }, () => {});
+  }
+
+  /** After a break of the feed: what was said meanwhile, and who has the wheel. */
+  async catchUp() {
+    const [page, lease] = await Promise.all([get(path`v1/conversations/${this.id}/items?limit=${50}&order=desc`), this.leaseNow()]);
+    for (const item of page.data.toReversed()) this.append(item);
+    this.lease = lease;
+    this.drawWheel();
   }
 
   // The wheel: while somebody has it, only they can write here. It is renewed while this view is open, and given back after.

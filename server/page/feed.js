@@ -2,7 +2,7 @@
 
 import { Stream, get } from "./api.js";
 import { touched } from "./answers.js";
-import { h, plural, say, set, when } from "./dom.js";
+import { h, moment, plural, say, set, when } from "./dom.js";
 
 const SHOWN_MAX = 100;
 const ALOUD_EVERY_MS = 12000;
@@ -22,9 +22,9 @@ export class Feed {
     this.unheard = 0;
   }
 
-  async start() {
+  start() {
     this.stop();
-    const seen = this.seen = new Map(); // message id -> its conversation
+    this.seen = new Map(); // message id -> its conversation
     this.drivers = new Map(); // conversation -> who has its wheel
     this.state("off", null, "connecting");
     this.stream = new Stream("v1/events", {
@@ -32,23 +32,30 @@ export class Feed {
       on: (name, event) => { if (name !== "end") this.take(event); },
       state: (state, error) => this.state(state, error),
     });
-    try {
-      const { data } = await get("v1/recent?limit=30");
-      if (this.seen !== seen) return;
-      for (const item of data) {
-        if (seen.has(item.id)) continue;
-        seen.set(item.id, item.conversation);
-        const text = item.content.map((part) => part.text ?? "").join("\n");
-        this.list.append(this.row({ kind: "message", id: item.id, created: item.created_at, node: item.node, data: { conversation: item.conversation, user: item.author, role: item.role, model: item.model, text } }));
-      }
-      this.trim();
-    } catch { /* the feed begins empty, then */ }
+  }
+
+  /** The newest messages that are not in the list yet, each where its time puts it: at the start, and after a break. */
+  async fill() {
+    const seen = this.seen;
+    let data = [];
+    try { ({ data } = await get("v1/recent?limit=30")); } catch { /* the feed shows what comes, then */ }
+    if (this.seen !== seen) return;
+    for (const item of data) {
+      if (seen.has(item.id)) continue;
+      seen.set(item.id, item.conversation);
+      const text = item.content.map((part) => part.text ?? "").join("\n");
+      const row = this.row({ kind: "message", id: item.id, created: item.created_at, node: item.node, data: { conversation: item.conversation, user: item.author, role: item.role, model: item.model, text } });
+      const older = [...this.list.children].find((one) => one.dataset.at < row.dataset.at);
+      this.list.insertBefore(row, older ?? null);
+    }
+    this.trim();
   }
 
   stop() {
     this.stream?.close();
     this.stream = null;
     this.seen = null;
+    this.before = false;
     this.list.replaceChildren();
     this.empty.hidden = false;
     this.mark.className = "state";
@@ -56,6 +63,11 @@ export class Feed {
   }
 
   state(state, error, words) {
+    if (state === "on") {
+      this.fill();
+      if (this.before) for (const work of listeners) work({ kind: "resumed", data: {} });
+      this.before = true;
+    }
     this.mark.className = `state ${state === "on" ? "on" : words ? "" : "off"}`;
     set(this.mark, words ?? { on: "connected", off: "reconnecting", refused: error?.message ?? "not allowed" }[state]);
   }
@@ -121,6 +133,7 @@ export class Feed {
     ];
     const row = h("li", { class: kind === "message" ? null : "act" }, place ? h("a", { href: place }, content) : content);
     row.dataset.id = id;
+    row.dataset.at = moment(created).toISOString();
     return row;
   }
 
