@@ -69,7 +69,7 @@ class Metrics:
         for attempt in itertools.count(1):
             registry = self._registry if self._folder is None else CollectorRegistry()
             if self._folder is not None:
-                MultiProcessCollector(registry, str(self._folder))
+                MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
             try:
                 return generate_latest(registry) + generate_latest(_PoolGauges(pool).registry())
             except (struct.error, ValueError, KeyError):  # a worker is making a file at this moment
@@ -94,7 +94,7 @@ def _claim_slot(folder: Path) -> None:
             os.close(descriptor)
             continue
         _slot = number, descriptor
-        values.ValueClass = values.MultiProcessValue(partial(int, number))
+        values.ValueClass = values.MultiProcessValue(partial(int, number))  # type: ignore[no-untyped-call]
         return
 
 
@@ -107,7 +107,7 @@ class _PoolGauges:
     def registry(self) -> CollectorRegistry:
         """A registry that holds only this."""
         registry = CollectorRegistry()
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
         return registry
 
     def collect(self) -> Iterator[Metric]:
@@ -116,8 +116,8 @@ class _PoolGauges:
         space = GaugeMetricFamily("sharedrag_pool_bytes", "Space of the pool.", labels=["node", "state"])
         for node in info.nodes:
             used = node.allocated - node.retired
-            for state, size in (("used", used), ("retired", node.retired), ("free", node.free)):
-                space.add_metric([str(node.node), state], size)
+            for state, amount in (("used", used), ("retired", node.retired), ("free", node.free)):
+                space.add_metric([str(node.node), state], amount)
         yield space
         yield GaugeMetricFamily("sharedrag_pool_capacity_bytes", "Room for records.", value=info.capacity)
         yield GaugeMetricFamily("sharedrag_pool_reserved_bytes", "Memory behind the file.", value=info.reserved)

@@ -53,6 +53,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = []
             if "HTTPValidationError" in str(operation["responses"].get("422", "")):  # FastAPI's own shape is not ours
                 del operation["responses"]["422"]
+            for parameter in operation.get("parameters", ()):
+                _never_null(parameter)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     return made
+
+
+def _never_null(parameter: dict[str, Any]) -> None:
+    """A header or query parameter that may be left out is never null: it has no way to say so."""
+    schema = parameter.get("schema", {})
+    variants = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(variants) == 1 and len(schema["anyOf"]) == 2:
+        del schema["anyOf"]
+        schema |= variants[0]

@@ -6,12 +6,16 @@ request needs; it makes the pool and the admin key before there are workers, and
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
+import uvicorn.config
 from uvicorn.supervisors import Multiprocess
 
 from server.app import open_history
@@ -47,6 +51,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             ws="none",
             backlog=_BACKLOG,
             access_log=access_log,
+            log_config=_logging(),
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.shutdown_s,
@@ -56,6 +61,25 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class WithoutQuery(logging.Filter):
+    """Takes the query off the access log's paths: what a client puts there by mistake, a key too, is not written down."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record's path (the third of uvicorn's arguments); let every record through."""
+        if isinstance(record.args, tuple) and len(record.args) == 5:
+            client, method, path, *rest = record.args
+            record.args = (client, method, str(path).partition("?")[0], *rest)
+        return True
+
+
+def _logging() -> dict[str, Any]:
+    """Uvicorn's own configuration, with that filter."""
+    configuration = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    configuration["filters"] = {"without_query": {"()": "server.serve.WithoutQuery"}}
+    configuration["handlers"]["access"]["filters"] = ["without_query"]
+    return configuration
 
 
 def _environment(settings: Settings, folder: str | None, workers: int) -> dict[str, str]:

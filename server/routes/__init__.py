@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from server.routes import ask, conversations, events, groups, health, items, keys, marks, me, models, page, pool, recent, users
+from server.routes import (
+    ask,
+    chat,
+    conversations,
+    events,
+    groups,
+    health,
+    items,
+    keys,
+    marks,
+    me,
+    models,
+    page,
+    pool,
+    recent,
+    users,
+)
 
 #: In this order; another resource is one more line here.
 ROUTERS = (
@@ -15,6 +31,7 @@ ROUTERS = (
     items.router,
     marks.router,
     events.router,
+    chat.router,
     models.router,
     me.router,
     recent.router,

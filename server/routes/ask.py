@@ -19,6 +19,7 @@ router = APIRouter(prefix="/v1", tags=["ask"])
 
 QUESTION_MAX = 32_768  # characters
 K_MAX = 100
+NOT_BLANK = r"\S"
 
 
 class Question(BaseModel):
@@ -28,7 +29,7 @@ class Question(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"question": "Can I sail from Oahu to Maui?", "k": 3}]}
     )
 
-    question: Annotated[str, Field(min_length=1, max_length=QUESTION_MAX)]
+    question: Annotated[str, Field(max_length=QUESTION_MAX, pattern=NOT_BLANK)]
     k: Annotated[int, Field(ge=1, le=K_MAX, description="At most so many answers.")] = 5
     vector: list[float] | None = Field(
         default=None, max_length=4096, description="The question's embedding by the history's own model, if it is at hand."
@@ -53,7 +54,7 @@ class Words(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "ferry Maui", "k": 5}]})
 
-    query: Annotated[str, Field(min_length=1, max_length=QUESTION_MAX)]
+    query: Annotated[str, Field(max_length=QUESTION_MAX, pattern=NOT_BLANK)]
     k: Annotated[int, Field(ge=1, le=K_MAX)] = 10
     group: Annotated[str, Field(max_length=256)] | None = None
 

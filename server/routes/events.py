@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
@@ -30,6 +30,13 @@ _HEADERS = [
 _EXAMPLE = 'id: AbC-…\nevent: message\ndata: {"kind":"message","id":"msg_…","group":"grp_…","data":{…}}\n\n'
 
 
+_STREAM: dict[str, Any] = {"schema": {"type": "string"}, "example": _EXAMPLE}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The stream.", "content": {"text/event-stream": _STREAM}},
+    **problems.documented(),
+}
+
+
 def _group_of(_: History, who: Principal) -> str | None:
     """The group to listen to; the admin key without one listens to all."""
     return who.group if who.admin else who.in_group
@@ -42,17 +49,7 @@ def _start(history: History, who: Principal) -> tuple[str | None, str]:
     return group, history.place()
 
 
-@router.get(
-    "",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The stream.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
-        }
-    }
-    | problems.documented(),
-)
+@router.get("", response_class=Response, responses=_RESPONSES)
 async def events(
     request: Request,
     call: Calling,

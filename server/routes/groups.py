@@ -24,7 +24,7 @@ class NewGroup(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "Hawaii 2026"}]})
 
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Annotated[str, Field(max_length=256, pattern=r"\S")]
     policy: Policy = Policy()
     owner: UserId | None = Field(default=None, description="A first member, who may care for the group.")
 
@@ -34,7 +34,7 @@ class GroupChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"policy": {"retention_days": 365}}]})
 
-    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=256, pattern=r"\S")] | None = None
     policy: Policy | None = None
 
 

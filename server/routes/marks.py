@@ -26,7 +26,7 @@ class NewComment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "Still true in May."}]})
 
-    text: Annotated[str, Field(min_length=1, max_length=TEXT_MAX)]
+    text: Annotated[str, Field(max_length=TEXT_MAX, pattern=r"\S")]
 
 
 class CommentList(BaseModel):

@@ -26,7 +26,9 @@ def test_pages_by_cursor(crowd: Crowd) -> None:
             seen: list[str] = []
             after: dict[str, str] = {}
             while True:
-                page = ann.get(f"/v1/conversations/{conversation}/items", params={"limit": 7, "order": order} | after).json()
+                page = ann.get(
+                    f"/v1/conversations/{conversation}/items", params={"limit": "7", "order": order, **after}
+                ).json()
                 seen += [one["id"] for one in page["data"]]
                 if not page["has_more"]:
                     break
@@ -79,8 +81,8 @@ def test_a_fork_shows_what_was_and_goes_its_own_way(crowd: Crowd) -> None:
         fork = bob.post(f"/v1/conversations/{conversation}/fork", json={"message": ids[1]}).raise_for_status().json()
         assert fork["fork"] == {"conversation": conversation, "message": ids[1]} and fork["user"] == "bob"
         said(bob, "other", conversation=fork["id"])
-        for id, texts in ((conversation, ["one", "two", "three"]), (fork["id"], ["one", "two", "other"])):
-            items = ann.get(f"/v1/conversations/{id}/items", params={"order": "asc"}).json()["data"]
+        for shown, texts in ((conversation, ["one", "two", "three"]), (fork["id"], ["one", "two", "other"])):
+            items = ann.get(f"/v1/conversations/{shown}/items", params={"order": "asc"}).json()["data"]
             assert [one["content"][0]["text"] for one in items] == texts
 
 

@@ -1,0 +1,108 @@
+"""Several workers are one server: their counts add up, a killed one is replaced, nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.server.kills import Loader, kill_one_worker
+from tests.server.serving import Crowd, Serving, said
+
+
+def _count(text: str, route: str, status: str) -> float:
+    found = re.findall(
+        rf'^sharedrag_http_requests_total{{.*route="{re.escape(route)}",status="{status}"}} (\S+)$', text, re.M
+    )
+    return sum(map(float, found))
+
+
+def test_metrics_are_those_of_all_workers(crowd: Crowd, serving: Serving) -> None:
+    """Whichever worker answers the scrape, every request is counted once, under its route's template."""
+    with crowd.as_user("ann") as ann:
+        conversation, _ = said(ann, "Hello")
+        route = "/v1/conversations/{conversation}"
+        with serving.client(None) as anybody:
+            before = _count(anybody.get("/metrics").text, route, "200")
+        for _ in range(40):
+            with serving.client(crowd.key("ann")) as fresh:
+                fresh.get(f"/v1/conversations/{conversation}").raise_for_status()
+        texts = []
+        for _ in range(10):
+            with serving.client(None) as anybody:
+                texts.append(anybody.get("/metrics").text)
+    assert {_count(text, route, "200") for text in texts} == {before + 40}
+    assert conversation not in texts[0] and crowd.group not in texts[0]
+    assert re.search(r'^sharedrag_collection_rows{collection="history",state="live"} [1-9]', texts[0], re.M)
+    assert re.search(r'^sharedrag_pool_bytes{node="0",state="free"} \d', texts[0], re.M)
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_nothing_and_others_go_on(server_pool_folder: object) -> None:
+    """SIGKILL of a worker under load, five times: each acknowledged message is there, no other worker answers a 5xx.
+
+    The long form is `python -m tests.server.kills`.
+    """
+    with Serving(f"{server_pool_folder}/kills.pool", 2) as server:
+        crowd = Crowd(server)
+        loaders = [Loader(server, crowd, f"user-{number}") for number in range(3)]
+        for _ in range(5):
+            kill_one_worker(server)
+        for loader in loaders:
+            loader.stop()
+        for loader in loaders:
+            loader.check()
+        assert sum(len(loader.acknowledged) for loader in loaders) > 20
+        with server.client(None) as anybody:
+            text = anybody.get("/metrics").text
+        counted = _count(text, "/v1/conversations/{conversation}/items", "200")
+        assert counted >= sum(len(one.acknowledged) for one in loaders) * 0.9, "a successor goes on counting"
+
+
+@pytest.mark.slow
+def test_an_answer_in_flight_is_given_at_sigterm(server_pool_folder: object) -> None:
+    """Each worker is told to stop while it works: who was being served gets a whole answer, and no message is lost."""
+    with Serving(f"{server_pool_folder}/term.pool", 2) as server:
+        crowd = Crowd(server)
+        loaders = [Loader(server, crowd, f"user-{number}") for number in range(3)]
+        time.sleep(1.0)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(40) == 0
+        for loader in loaders:
+            loader.stop()
+        assert "Traceback" not in server.text
+        assert all(not loader.broken for loader in loaders), "an answer was cut off"
+    with Serving(f"{server_pool_folder}/term.pool", 1) as server:
+        for loader in loaders:
+            loader.check(server)
+
+
+@pytest.mark.slow
+def test_more_than_it_can_do_is_refused_at_once(server_pool_folder: object) -> None:
+    """With one thread and a queue of one, a crowd of callers gets 503 with Retry-After, or an answer; nobody waits long."""
+    with Serving(f"{server_pool_folder}/busy.pool", 1, threads=1, queue=1) as server:
+        crowd = Crowd(server)
+        with crowd.as_user("ann") as ann:
+            conversation, _ = said(ann, *["word " * 200] * 20)
+        statuses: list[int] = []
+        retry_after: list[str] = []
+
+        def ask() -> None:
+            with crowd.as_user("ann") as client:
+                for number in range(15):
+                    answer = client.post("/v1/ask", json={"question": f"What about number {number}?"})
+                    statuses.append(answer.status_code)
+                    if answer.status_code == 503:
+                        retry_after.append(answer.headers["retry-after"])
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert set(statuses) == {200, 503} and len(retry_after) == statuses.count(503)
+        with crowd.as_user("ann") as ann:
+            assert ann.get(f"/v1/conversations/{conversation}").status_code == 200
