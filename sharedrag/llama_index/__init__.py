@@ -6,6 +6,7 @@ by `Class.from_params(path, collection, capacity=...)`. All take the same collec
 
 from __future__ import annotations
 
+from sharedrag.llama_index.chat_engine import SharedChatEngine
 from sharedrag.llama_index.chat_store import SharedAsyncChatStore, SharedChatStore
 from sharedrag.llama_index.document_store import SharedDocumentStore
 from sharedrag.llama_index.embedding import SharedEmbedding, as_llama_index
@@ -15,6 +16,7 @@ from sharedrag.llama_index.vector_store import SharedVectorStore, UnsupportedQue
 
 __all__ = [
     "SharedAsyncChatStore",
+    "SharedChatEngine",
     "SharedChatStore",
     "SharedDocumentStore",
     "SharedEmbedding",
