@@ -94,10 +94,11 @@ def is_arrow(path: Path) -> bool:
 def _schema_of(path: Path) -> pa.Schema | None:
     if path.is_dir():
         return None
+    arrow = is_arrow(path)  # what the system refuses, it refuses here
     try:
-        if is_arrow(path):
+        if arrow:
             with pa.memory_map(str(path)) as source:
                 return pa.ipc.open_file(source).schema
         return pq.read_schema(path)
-    except pa.ArrowException:  # some other file, or a damaged one: whoever reads it on will say what is wrong
+    except (pa.ArrowException, OSError):  # some other file, or a damaged one: whoever reads it on will say what is wrong
         return None

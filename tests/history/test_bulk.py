@@ -7,36 +7,28 @@ import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 
 from sharedrag import Pool
 from sharedrag.embed import Vectors
-from sharedrag.history import Group, History, InvalidRequest, NotFound
+from sharedrag.history import Group, History, InvalidRequest, NewMessage, NotFound
 from sharedrag.history.bulk import BATCH_MAX, Loaded, PastMessage
 from sharedrag.history.context import Previous
+from tests.history.helpers import WordsEmbedder
 
 LONG_AGO = datetime(2005, 12, 4, 9, 1, tzinfo=UTC)
 
 
-class CountingEmbedder:
-    """Vectors of a text's letters, and a count of the texts: what is embedded is what is looked at here."""
-
-    name, dimension = "letters", 26
+class CountingEmbedder(WordsEmbedder):
+    """Remembers what it embedded."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of letter counts."""
+        """See WordsEmbedder."""
         self.texts += texts
-        counts = np.array([[1 + text.lower().count(chr(97 + at)) for at in range(26)] for text in texts], np.float32)
-        counts = counts.reshape(-1, 26)
-        return counts / np.linalg.norm(counts, axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-    def embed_query(self, query: str) -> Vectors:
-        """The same."""
-        return self.embed_texts([query])[0]  # type: ignore[no-any-return]
+        return super().embed_texts(texts)
 
 
 @pytest.fixture
@@ -92,8 +84,6 @@ def test_an_append_leaves_what_a_load_leaves(history: History, group: Group) -> 
     history.bulk.load(group.id, "irc", [QUESTION, past("a", "lm-sensors", "ann", "q", model="gpt")])
     history.groups.add_member(group.id, "ann")
     conversation = history.conversations.create(group.id, "ann").id
-    from sharedrag.history import NewMessage
-
     new = [NewMessage(text=QUESTION.text), NewMessage(text="lm-sensors", role="assistant", model="gpt")]
     history.messages.append(group.id, "ann", conversation, new)
     for store in (history.store.records, history.store.exchanges):
