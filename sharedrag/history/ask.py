@@ -267,6 +267,7 @@ class _Asking:
             asked_by=held["asked_by"],
             role=held["role"],
             model=held.get("model"),
+            node=held.get("node"),
             conversation=held["conversation"],
             question_id=held["question_id"],
             answer_id=held["answer_id"],

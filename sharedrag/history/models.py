@@ -175,6 +175,7 @@ class Answer(Model):
     asked_by: UserId
     role: Role = Field(description="Of the answer: assistant for a model's.")
     model: str | None = None
+    node: str | None = Field(default=None, description="The node (process label) that wrote the answer.")
     conversation: str
     question_id: str
     answer_id: str
