@@ -49,7 +49,7 @@ function open(name, ...rest) {
   else if (name === "group") view = membersView(main);
   else if (name === "pool") { const pool = new PoolView(main); view = { focus: pool.title, leave: () => pool.leave() }; }
   else view = { focus: null };
-  if (name !== "pool" && signedIn() && wide.matches) strip.start(); else strip.stop();
+  if (signedIn() && (name === "live" || (name !== "pool" && wide.matches))) strip.start(); else strip.stop();
   // A new view tells where one is: focus goes to its first field or heading, never before somebody did something.
   if (navigator.userActivation?.hasBeenActive || name === "signin" || name === "ask") view.focus?.focus({ preventScroll: true });
 }

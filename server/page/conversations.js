@@ -89,7 +89,7 @@ export class ConversationView {
   }
 
   composer() {
-    this.field = h("textarea", { rows: 2, maxLength: 200000, required: true, placeholder: "Write to this conversation", "aria-label": "Your message" });
+    this.field = h("textarea", { rows: 1, maxLength: 200000, required: true, placeholder: "Write to this conversation", "aria-label": "Your message" });
     this.send = h("button", { class: "main-button", type: "submit" }, "Send");
     this.answering = h("div", { class: "answering", hidden: true });
     const submit = guarded(this.send, () => this.write());

@@ -138,8 +138,8 @@ export class PoolView {
       this.trouble, this.looking = h("p", { class: "empty", role: "status" }, "Looking…"),
       this.all = h("div", { hidden: true }, this.facts, this.card,
         h("div", { class: "tables" },
-          this.table("Lanes: who may append", ["Lane", "Held by", "Writes to", "Since", "Rate"], [4], this.lanes),
-          h("div", {}, this.table("Collections", ["Collection", "Records", "Dead", "Segments", "Memory", "Index"], [1, 2, 3, 4, 5], this.collections), this.sessionCard)),
+          this.table("Lanes: who may append", ["Lane", "Held by", "Writes to", "Since", "Rate"], [4], this.lanes, [3]),
+          h("div", {}, this.table("Collections", ["Collection", "Records", "Dead", "Segments", "Memory", "Index"], [1, 2, 3, 4, 5], this.collections, [2, 3]), this.sessionCard)),
         this.details));
     this.redraw = () => this.again();
     repaint.add(this.redraw);
@@ -159,8 +159,12 @@ export class PoolView {
       h("span", { title: note || null }, swatch((context, width) => paint(context, palettes(), what, what === "free" || what === "retired" ? -1 : 7, 0, 0, width, 14)), name)));
   }
 
-  table(title, columns, numbers, body) {
-    return h("section", { class: "table-card card", "aria-label": title }, h("h2", {}, title), h("table", {}, head(columns, numbers), body));
+  /** `rare` columns are left out where there is no room; a table that is still too wide can be scrolled by keyboard. */
+  table(title, columns, numbers, body, rare = []) {
+    const made = h("section", { class: "table-card card", "aria-label": title }, h("h2", {}, title), h("table", {}, head(columns, numbers, rare), body));
+    body.classes = columns.map((_, i) => [numbers.includes(i) ? "n" : "", rare.includes(i) ? "rare" : ""].join(" ").trim() || null);
+    new ResizeObserver(() => { if (made.scrollWidth > made.clientWidth) made.tabIndex = 0; else made.removeAttribute("tabindex"); }).observe(body);
+    return made;
   }
 
   again() { if (this.look) { this.runsFor = null; this.show(this.look); } }
@@ -237,7 +241,7 @@ export class PoolView {
         lane.held ? when(lane.since_us / 1e6) : "", rate(lane.rows_per_s),
       ]];
     });
-    fillRows(this.lanes, rows, [4], "Nobody holds a lane: nothing is being written.");
+    fillRows(this.lanes, rows, "Nobody holds a lane: nothing is being written.");
   }
 
   showCollections(look) {
@@ -248,7 +252,7 @@ export class PoolView {
         bytes(one.bytes_allocated), recall === null ? h("span", { class: "faint" }, "none yet") : `recall ${recall.toFixed(2)}`,
       ]];
     });
-    fillRows(this.collections, rows, [1, 2, 3, 4, 5], "There is no collection yet.");
+    fillRows(this.collections, rows, "There is no collection yet.");
   }
 
   showSessions(look) {
@@ -257,7 +261,7 @@ export class PoolView {
     fillRows(this.sessions, look.sessions.map((one) => [`${one.node}.${one.slot}`, [
       one.label || "a process", String(one.pid), known(one.memory_private), known(one.memory_shared),
       one.stopped ? "stopped: it holds memory" : one.generations_behind > 1 ? `${one.generations_behind} generations behind` : "up to date",
-    ]]), [1, 2, 3], "");
+    ]]), "");
   }
 
   showRuns(look) {
@@ -270,14 +274,15 @@ export class PoolView {
   }
 }
 
-const head = (columns, numbers) => h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: numbers.includes(i) ? "n" : null }, name))));
+const head = (columns, numbers, rare = []) => h("thead", {}, h("tr", {}, columns.map((name, i) =>
+  h("th", { scope: "col", class: `${numbers.includes(i) ? "n" : ""}${rare.includes(i) ? " rare" : ""}` }, name))));
 
 function put(box, value, note) {
   set(box, value, h("span", { class: "sub" }, note));
 }
 
 /** Rows of a table by key; cells are replaced only where their text changed, so that a screen reader is not disturbed. */
-function fillRows(body, rows, numbers, nothing) {
+function fillRows(body, rows, nothing) {
   body.rowsByKey ??= new Map();
   const known = body.rowsByKey;
   if (!rows.length) { known.clear(); set(body, h("tr", {}, h("td", { colSpan: 9, class: "faint" }, nothing))); return; }
@@ -286,7 +291,7 @@ function fillRows(body, rows, numbers, nothing) {
   for (const [key, row] of known) if (!seen.has(key)) { row.remove(); known.delete(key); }
   for (const [key, cells] of rows) {
     let row = known.get(key);
-    if (!row) { row = h("tr", {}, cells.map((_, i) => h("td", { class: numbers.includes(i) ? "n" : null }))); known.set(key, row); }
+    if (!row) { row = h("tr", {}, cells.map((_, i) => h("td", { class: body.classes[i] }))); known.set(key, row); }
     if (!row.isConnected) body.append(row);
     cells.forEach((cell, i) => {
       const made = set(h("td"), cell);
