@@ -25,6 +25,7 @@ _HNSW_LINKS = 16
 _HNSW_ADD_EF = 16
 _SPLIT_LISTS_MIN = 700
 _ROUNDS = 4
+_LARGE_SAMPLE = 256  # rows for each large list that is then split
 _LENGTH_SAMPLE = 8192  # rows that tell how long the centres should be
 
 
@@ -118,7 +119,7 @@ def _k_means(sample: F32, lists: int, spherical: bool, rounds: int, seed: int, s
 def _split(sample: F32, lists: int, spherical: bool, seed: int) -> F32:
     """As `_k_means`, by way of about sqrt(lists) large lists, each split into as many as its share of the rows asks."""
     few = round(lists**0.5)
-    large = _k_means(sample, few, spherical, _ROUNDS, seed)
+    large = _k_means(sample[: _LARGE_SAMPLE * few], few, spherical, _ROUNDS, seed)
     owners = _flat(large, "ip" if spherical else "l2").search(sample, 1)[1][:, 0]
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=few)

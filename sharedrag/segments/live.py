@@ -25,6 +25,7 @@ from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments import deletions, probe
 
 _CUT_ATTEMPTS = 16
+_JOINED_FROM, _JOINED_SHARE = 20_000, 4  # new rows, and their part of all, from which all hashes are sorted instead
 _EMPTY_BUCKET = order.checked(0)
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
 
@@ -304,13 +305,27 @@ class LiveRows:
                 before.append((state, state.rows))
                 self._admit(state, state.rows, rows)
                 state.rows = rows
+        repeated = self._repeated(before)
         for state, since in before:
             if state.rows - since < _VECTORISED_FROM:
                 for row in range(since, state.rows):
                     self._compare_row(state, row, list(self._states.values()))
             else:
+                among = None if repeated is None else _rows_among(state, since, repeated)
                 for other in list(self._states.values()):
-                    self._compare(state, since, state.rows, other)
+                    self._compare(state, since, state.rows, other, among)
+
+    def _repeated(self, before: list[tuple[_State, int]]) -> npt.NDArray[np.uint64] | None:
+        """The hashes that more than one row has, rising, if looking at them all costs less than each row in each segment."""
+        fresh = sum(state.rows - since for state, since in before)
+        total = sum(state.rows for state in self._states.values())
+        if fresh < _JOINED_FROM or len(self._states) < 2 or fresh * _JOINED_SHARE < total:
+            return None
+        states = self._states.values()
+        hashes = np.concatenate([hashes_in(probe.checked_links(state.segment, 0, state.rows)) for state in states])
+        hashes.sort()
+        again: npt.NDArray[np.uint64] = hashes[1:][hashes[1:] == hashes[:-1]]
+        return again
 
     def _admit(self, state: _State, start: int, stop: int) -> None:
         """Count the rows [start, stop) in, after a look at whether they can be what they claim."""
@@ -369,25 +384,32 @@ class LiveRows:
             state.alive = state.alive.copy()  # somebody is reading the old cut's
             state.copied = True
 
-    def _compare(self, state: _State, start: int, stop: int, other: _State) -> None:
-        """Of each id that both the rows [start, stop) of `state` and the rows of `other` have, kill the older."""
+    def _compare(
+        self, state: _State, start: int, stop: int, other: _State, among: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Of each id that both the rows [start, stop) of `state` and the rows of `other` have, kill the older.
+
+        `among` are those of the rows, less `start`, that some other row may have the id of.
+        """
         if not other.rows:
             return
         if stop - start < _VECTORISED_FROM:
             for row in range(start, stop):
                 self._compare_row(state, row, [other])
             return
-        links = probe.checked_links(state.segment, start, stop)
+        if among is None:
+            among = np.arange(stop - start)
+        links = probe.checked_links(state.segment, start, stop)[among]
         hashes = hashes_in(links)
         found = probe.matches(other.segment, hashes, other.rows, rows_in(links) if other is state else None)
         unsure = found.unsure
         if found.at.size:
-            rows = found.at + start
+            rows = among[found.at] + start
             same = probe.same_ids(state.segment, rows, other.segment, found.rows)
             unsure = unsure + found.at[~same].tolist()
             self._settle_all(state, rows[same], other, found.rows[same])
         for index in unsure:
-            row = start + index
+            row = start + int(among[index])
             state.segment.check_id(row)
             limit = row if other is state else other.rows
             found_row = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
@@ -431,3 +453,13 @@ class LiveRows:
             view = self.acquire()
             known = self._states.items()
             return view, {uid: deletions.Covered(one.rows, ~one.alive[: one.rows]) for uid, one in known if one.rows}
+
+
+def _rows_among(state: _State, since: int, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Which of a state's rows from `since` on, counted from there, have one of these rising hashes."""
+    own = hashes_in(state.segment.link_array[since : state.rows])
+    if not len(hashes):
+        return np.empty(0, np.int64)
+    at = np.minimum(hashes.searchsorted(own), len(hashes) - 1)
+    found: npt.NDArray[np.int64] = np.flatnonzero(hashes[at] == own)
+    return found
