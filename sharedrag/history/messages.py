@@ -158,8 +158,9 @@ class Messages:
         """The messages of these ids; `NotFound` unless the conversation shows them all."""
         found = {}
         if ids:
+            records = self._store.get(*ids)
             keys = self._store.records.order_keys(ids)
-            for name, record, key in zip(ids, self._store.get(*ids), keys, strict=True):
+            for name, record, key in zip(ids, records, keys, strict=True):
                 if record is None or key is None or not shows(stretches, record, key):
                     raise not_found(f"message that is answered: {name!r:.80}")
                 found[name] = turn_of(record)
@@ -383,9 +384,7 @@ def exchange_fields(group: str, pair: pairing.Pair, answer: dict[str, Any]) -> d
         "role": pair.answer.role,
         "cut": len(pair.question.text),
     }
-    if "model" in answer:
-        fields["model"] = answer["model"]
-    return fields
+    return fields | {key: answer[key] for key in ("model", "node") if key in answer}
 
 
 def _beyond(stretches: list[Stretch], conversation: str, newest_first: bool) -> list[Stretch]:
