@@ -32,7 +32,7 @@ from server.transcript import Transcript, text_of
 from server.upstream import Upstream, UpstreamError
 from server.work import Overloaded, Work
 from sharedrag.errors import SharedRagError
-from sharedrag.history import History
+from sharedrag.history import History, prompt
 from sharedrag.history.errors import Conflict, LeaseHeld, LeaseLost, NotFound
 from sharedrag.history.models import Answer, NewMessage
 
@@ -40,6 +40,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ANSWERS_MAX = 5
+#: Of a question, what is searched for: somebody may have pasted a whole document, which the upstream is to see.
+SEARCHED_CHARACTERS_MAX = 32_768
 #: An SDK that repeats a request itself does so within this time.
 RETRY_S = 600
 #: How long a finished reply waits for a place among the threads.
@@ -223,9 +225,7 @@ def _check_wheel(history: History, plan: Plan) -> None:
 
 def _retrieve(history: History, plan: Plan) -> None:
     """What the crowd knows; and if no upstream is to be asked, the reply made of it."""
-    from sharedrag.history import prompt
-
-    question = plan.transcript.question
+    question = plan.transcript.question[:SEARCHED_CHARACTERS_MAX]
     if question:
         where = plan.conversation if plan.begun else None
         found = history.ask(plan.group, question, ANSWERS_MAX, user=plan.user, conversation=where)
@@ -247,11 +247,9 @@ def _retrieve(history: History, plan: Plan) -> None:
 
 def forwarded(plan: Plan, model: str) -> dict[str, Any]:
     """The body for the upstream: the client's, with the crowd's answers as data in the user's message."""
-    from sharedrag.history import prompt
-
     said = {text_of(one.get("content")).strip() for one in plan.transcript.messages}
-    news = [one for one in plan.answers if one.answer.strip() not in said]
-    messages = plan.transcript.with_data(prompt.as_data(news)) if news else plan.transcript.messages
+    data = prompt.as_data([one for one in plan.answers if one.answer.strip() not in said])
+    messages = plan.transcript.with_data(data) if data else plan.transcript.messages
     return plan.asked.body | {"model": model, "messages": messages}
 
 

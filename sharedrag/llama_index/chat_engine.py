@@ -17,7 +17,7 @@ from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine
 from llama_index.core.llms.llm import LLM
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from sharedrag.history import Answer, History, NewMessage
+from sharedrag.history import Answer, History, NewMessage, prompt
 
 _ROLES = {"user": MessageRole.USER, "assistant": MessageRole.ASSISTANT, "system": MessageRole.SYSTEM}
 
@@ -130,8 +130,6 @@ class SharedChatEngine(BaseChatEngine):
     # ------------------------------------------------------------------ a turn
 
     def _begin(self, question: str, chat_history: Sequence[ChatMessage] | None) -> _Turn:
-        from sharedrag.history import prompt
-
         history = self.history
         answers = history.ask(self.group, question, self.similarity_top_k, user=self.user, conversation=self.conversation)
         if self.llm is None:
@@ -141,8 +139,8 @@ class SharedChatEngine(BaseChatEngine):
             return _Turn(question, answers, None, prompt.as_reply([direct]))
         earlier = self.chat_history if chat_history is None else list(chat_history)
         said = {(one.content or "").strip() for one in earlier}
-        news = [one for one in answers if one.answer.strip() not in said]
-        asked = f"{prompt.as_data(news)}\n\n{question}" if news else question
+        data = prompt.as_data([one for one in answers if one.answer.strip() not in said])
+        asked = f"{data}\n\n{question}" if data else question
         system = [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt)] if self.system_prompt else []
         return _Turn(question, answers, [*system, *earlier, ChatMessage(role=MessageRole.USER, content=asked)])
 
