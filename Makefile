@@ -36,7 +36,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo test check style types format bench bench-page bench-search bench-peers browser soak clean
+.PHONY: help setup demo test check style types format bench bench-page bench-search bench-peers browser eval soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -84,6 +84,9 @@ bench-page: $(FULL_STAMP) browser ## the page's first paint and size, and what i
 
 bench-peers: $(PEERS_STAMP) ## the same rows in other stores, side by side; ARGS="--quick --rows 5000" to try it
 	$(PEERS_VENV)/bin/python -m tests.peers $(ARGS)
+
+eval: $(FULL_STAMP) ## how good the history's answers are, on labelled questions; ARGS="--only Hawaii --markdown eval.md"
+	$(PY) -m tests.eval $(ARGS)
 
 soak: $(FULL_STAMP) ## kill writers and maintainers at random for a long time; nothing may be lost
 	$(PY) -m tests.soak $(ARGS)

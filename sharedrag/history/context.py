@@ -27,7 +27,7 @@ from sharedrag.embed import Embedder, Vectors
 
 #: What of a previous question and answer is looked at: they say what the talk is about, mostly at once.
 PREVIOUS_LENGTH_MAX = 300
-_SHORT_WORDS = 6
+_SHORT_WORDS = 4
 _BEGINS = re.compile(
     r"(?:ok(?:ay)?|thanks|thank you|great|and|or|but|also|so|then|what about|how about|what else|anything else|any|why"
     r"|which ones?)\b",

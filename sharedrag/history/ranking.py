@@ -33,12 +33,12 @@ class Weights(Model):
     """The settings of the ranking; the defaults were chosen by `make eval`."""
 
     words: Annotated[float, Field(ge=0)] = Field(default=0.3, description="Of words beside the cosine, in relevance.")
-    floor: Share = Field(default=0.36, description="Relevance below which nothing is shown.")
+    floor: Share = Field(default=0.34, description="Relevance below which nothing is shown.")
     words_floor: Share = Field(default=0.2, description="The same where there are no vectors: the share of words alone.")
     power: Annotated[float, Field(gt=0)] = Field(default=4.0, description="Of relevance in the score.")
     z: Annotated[float, Field(ge=0)] = Field(default=1.28, description="Of Wilson's bound: 1.28 is 90 % on one side.")
     vote_half_life_days: Days = 365.0
-    fresh_half_life_days: Days = 365.0
+    fresh_half_life_days: Days = 1460.0
     stale: Share = Field(default=0.3, description="What freshness falls to in the end.")
     newcomer: Share = Field(default=0.8, description="Trust in an author none of whose answers anybody approved yet.")
     superseded: Share = Field(default=0.1, description="What becomes of the score of an answer that was superseded.")
