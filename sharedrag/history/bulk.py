@@ -12,7 +12,7 @@ so loading twice is loading once, and what was broken off is taken up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -135,6 +135,8 @@ class Bulk:
             # A group that is being deleted waits for whoever holds this lock, and is gone for whoever comes after.
             with self._store.changing(draft.names.group):
                 self._store.group(draft.names.group)
+                if there := self._there(list(draft.fresh)):  # somebody else loads the same
+                    draft, vectors = _without(draft, vectors, there)
                 self._write(draft, vectors)
         return Loaded(len(draft.fresh), len(draft.pairs), draft.already_there)
 
@@ -143,6 +145,8 @@ class Bulk:
         fields = {name: named.fields(one, self._store.node) for name, one in fresh.items()}
         for pair in pairs:
             fields[pair.answer.id]["answers"] = pair.question.id
+        if not fresh:
+            return
         if pairs:
             self._store.exchanges.put(
                 [exchange_id(pair.answer.id) for pair in pairs],
@@ -181,6 +185,18 @@ class Bulk:
                 fields = {"kind": "conversation", "group": named.group, "user": one.user, "metadata": metadata}
                 found.append(Record(name, None, fields, one.created))
         return found
+
+
+def _without(draft: Draft, vectors: Vectors | None, there: set[str]) -> tuple[Draft, Vectors | None]:
+    """A draft without the messages that are there by now, and its vectors."""
+    kept = [number for number, pair in enumerate(draft.pairs) if pair.answer.id not in there]
+    smaller = replace(
+        draft,
+        fresh={name: one for name, one in draft.fresh.items() if name not in there},
+        pairs=[draft.pairs[number] for number in kept],
+        already_there=draft.already_there + len(there),
+    )
+    return smaller, None if vectors is None or not kept else vectors[kept]
 
 
 class _Names:

@@ -122,6 +122,18 @@ def test_a_draft_knows_the_one_before_it(history: History, group: Group) -> None
     assert history.bulk.load(group.id, "irc", [QUESTION, ANSWER]) == Loaded(0, 0, 2)
 
 
+def test_what_somebody_else_loaded_meanwhile_is_left_alone(history: History, group: Group) -> None:
+    """Of two that load the same at once, the second to write adds only what the first has not."""
+    third = past("b", "No, sensord", "cat", "q")
+    draft = history.bulk.draft(group.id, "irc", [QUESTION, ANSWER, third])
+    vectors = history.bulk.embed(draft)
+    history.bulk.load(group.id, "irc", [QUESTION, ANSWER])
+    version = history.store.records.version
+    assert history.bulk.put(draft, vectors) == Loaded(1, 1, 2)
+    assert history.store.records.version == version + 2, "the message and its author"
+    assert len(history.store.exchanges) == 2
+
+
 def test_names_are_of_a_source_and_a_group(history: History, group: Group) -> None:
     """The same name elsewhere is another message."""
     other = history.groups.create("other")
