@@ -29,6 +29,7 @@ _SETTINGS = {
     "max_wal_size": "4GB",
     "listen_addresses": "",
     "jit": "off",
+    "random_page_cost": "1.1",  # everything is in memory
 }
 _TABLE = "CREATE TABLE rows (number bigint PRIMARY KEY, text text, metadata jsonb, room text, embedding vector(384))"
 _INDEX = "CREATE INDEX ON rows USING hnsw (embedding vector_cosine_ops) WITH (m = 16, ef_construction = 64)"

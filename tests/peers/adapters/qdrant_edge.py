@@ -10,7 +10,7 @@ from tests.peers.protocol import DIMENSION, ONE, Hit, Peer, Place, Rows, Vectors
 
 edge: Any = importlib.import_module("qdrant_edge")
 
-_OPTIMIZE_EVERY = 20_000  # records that a process wrote
+_OPTIMIZE_EVERY = 100_000  # records that a process wrote
 
 
 class QdrantEdge(Peer):
