@@ -55,5 +55,5 @@ class Settings(BaseSettings):
         default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1."
     )
     upstream_key: SecretStr | None = Field(default=None, description="The key for it.")
-    upstream_model: str | None = Field(default=None, description="The model to ask for; by default what the client names.")
+    upstream_model: str | None = Field(default=None, description="The model behind `sharedrag`; by default its first.")
     upstream_timeout_s: Annotated[float, Field(gt=0)] = Field(default=120.0, description="How long it may be silent.")

@@ -10,19 +10,43 @@ from pathlib import Path
 import pytest
 
 from sharedrag import Pool
+from tests.server.serving import Crowd, Serving, said
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+EMBEDDED = {"all-MiniLM-L6-v2"}
 
 
-@pytest.mark.parametrize("which", [[0], [0, 1], [2]], ids=["pool", "search", "llama-index"])
+def run(block: str, pool_path: str) -> str:
+    """What a block prints, in a process of its own, on a pool elsewhere."""
+    block = re.sub(r"/dev/shm/\w+\.pool", pool_path, block)
+    return subprocess.run([sys.executable, "-c", block], check=True, timeout=110, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.parametrize("which", [[0], [0, 1], [2], [3]], ids=["pool", "search", "llama-index", "chat engine"])
 def test_code_runs(which: list[int], pool_path: str) -> None:
-    """Twice in processes of their own, on a pool elsewhere, each block does what it says."""
-    assert len(BLOCKS) == 3
-    blocks = [BLOCKS[number].replace("/dev/shm/hawaii.pool", pool_path) for number in which]
-    for block in (*blocks, blocks[-1]):
-        subprocess.run([sys.executable, "-c", block], check=True, timeout=110, capture_output=True)
+    """Twice, each block does what it says."""
+    assert len(BLOCKS) == 5
+    for number in (*which, which[-1]):
+        run(BLOCKS[number], pool_path)
     with Pool.open(pool_path) as pool:
-        (name,) = pool.collections()
-        assert len(pool.collection(name)) >= 1
-        assert pool.collection(name).embedding_model == "all-MiniLM-L6-v2"
+        stored = [pool.collection(name) for name in pool.collections()]
+        assert stored and all(len(one) >= 1 for one in stored)
+        assert {one.embedding_model for one in stored} - {None} == EMBEDDED
+
+
+def test_the_chat_engine_says_what_ann_was_told(pool_path: str) -> None:
+    """With her name."""
+    printed = run(BLOCKS[3], pool_path)
+    assert "No; fly." in printed and "ann" in printed
+
+
+def test_openais_sdk_needs_another_url_and_key_only(pool_path: str) -> None:
+    """The service's block, against a service."""
+    with Serving(pool_path, 1) as server:
+        crowd = Crowd(server)
+        with crowd.as_user("ann") as ann:
+            said(ann, "Is there a ferry to Maui?", "No; fly.")
+        block = BLOCKS[4].replace("http://127.0.0.1:8000", server.url).replace("KEY", crowd.key("bob"))
+        printed = run(block, pool_path)
+    assert printed.startswith("No; fly.") and "'author': 'ann'" in printed

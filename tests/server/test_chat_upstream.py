@@ -253,11 +253,31 @@ def test_a_retry_after_a_lost_answer_is_stored_once(
     assert len(ann.conversations()) == 1
 
 
-def test_direct_answers_are_the_groups_policy(ann: Member, bob: Member, group: Crowd, script: ScriptedUpstream) -> None:
-    """By default the model is asked, however well the crowd knows."""
+def test_a_direct_answer_is_the_groups_policy(
+    ann: Member, bob: Member, asking: Serving, group: Crowd, script: ScriptedUpstream
+) -> None:
+    """By default the model is asked, however sure the crowd is; where the policy says so, and others approve, it is not."""
     ann.tells(FERRY, NO_FERRY)
-    reply = bob.asks(FERRY)
-    assert extra_of(reply)["source"] == "upstream" and not extra_of(reply)["direct"] and len(script.requests) == 1
+    (answer,) = bob.answers(FERRY)
+    for voter in ("carol", "dave"):
+        member(group, voter).http.post(f"/v1/items/{answer['answer_id']}/vote", json={"value": 1}).raise_for_status()
+    assert extra_of(bob.asks(FERRY, model="filtered"))["source"] == "upstream" and len(script.requests) == 1
+    with asking.client() as admin:
+        admin.patch(f"/v1/groups/{group.group}", json={"policy": {"direct_answer": True}}).raise_for_status()
+    reply, chunks = bob.asks(FERRY), bob.streams(FERRY)
+    for extra, said in ((extra_of(reply), reply.choices[0].message.content), (extra_of(chunks[-1]), text_of(chunks))):
+        assert extra["direct"] and extra["source"] == "crowd" and extra["stored"] and said.startswith(NO_FERRY)
+    assert len(script.requests) == 1
+    assert bob.asks(FERRY, tools=[{"type": "function", "function": {"name": "look_up"}}]).model == "echo"
+    assert bob.asks("Is there a ferry from Oahu to Lanai?").model == "echo"
+
+
+def test_a_whole_document_in_a_question_is_no_hindrance(ann: Member, script: ScriptedUpstream) -> None:
+    """Its beginning is searched for; all of it is passed on and stored."""
+    question = f"{FERRY} {'Lorem ipsum. ' * 10_000}"
+    reply = ann.asks(question)
+    assert script.last["messages"] == [user(question)]
+    assert ann.said(extra_of(reply)["conversation"])[0] == ("user", question.strip())
 
 
 # ---------------------------------------------------------------------- when it fails
