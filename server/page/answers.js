@@ -137,8 +137,8 @@ const FACTORS = [
   ["freshness", "Freshness", "since it was last confirmed"], ["trust", "Trust", "in who answered"],
 ];
 
-/** One answer of the crowd. */
-export function answerCard(answer) {
+/** One answer of the crowd; the bar of its score is as long as it is beside the best one's. */
+export function answerCard(answer, best) {
   const author = answer.role === "assistant" ? [h("b", {}, answer.author), answer.model ? ` asked ${answer.model}` : " asked a model"] : h("b", {}, answer.author);
   const text = h("div", { class: "said" }, answer.answer);
   const why = whyOf(answer);
@@ -150,7 +150,7 @@ export function answerCard(answer) {
     text, longer(text, answer.answer),
     h("div", { class: "byline" },
       h("span", {}, author), h("span", {}, when(answer.created)), answer.node ? h("span", { title: "The node that wrote it" }, h("span", { class: "chip" }, answer.node)) : null,
-      h("span", { class: "score" }, "score", h("span", { class: "num" }, answer.score.toFixed(2)), bar(answer.score, "mini"), whyButton),
+      h("span", { class: "score" }, "score", h("span", { class: "num" }, answer.score.toFixed(2)), bar(answer.score / best, "mini"), whyButton),
       answer.similar ? h("span", {}, `${plural(answer.similar, "more says", "more say")} the same`) : null),
     why, corrected(answer.standing), marks.element);
   card.dataset.message = answer.answer_id;
@@ -158,14 +158,13 @@ export function answerCard(answer) {
 }
 
 function whyOf(answer) {
-  const list = h("dl", { class: "why", hidden: true });
+  const list = h("dl", {});
   for (const [key, name, note] of FACTORS) {
     const value = answer.explain?.[key];
     if (typeof value !== "number") continue;
     list.append(h("dt", { title: note }, name), h("dd", {}, bar(value), h("span", { class: "num soft" }, value.toFixed(2))));
   }
-  list.append(h("div", { class: "why-note" }, "The score is relevance × votes × freshness × trust, each weighted by the server's settings."));
-  return list;
+  return h("div", { class: "why", hidden: true }, list, h("p", { class: "hint" }, "The score is relevance × votes × freshness × trust, each weighted by the server's settings."));
 }
 
 /** Long texts are cut for the eye, with a button to see all. */

@@ -44,7 +44,7 @@ function show(results, { question, answers }, aloud) {
       h("div", { class: "marks" }, put));
   } else {
     set(results, h("div", { class: "results-head" }, h("h2", { tabIndex: -1 }, plural(answers.length, "answer")), put),
-      h("div", { class: "answers" }, answers.map(answerCard)));
+      h("div", { class: "answers" }, answers.map((one) => answerCard(one, answers[0].score))));
   }
   if (aloud) say(answers.length ? `${plural(answers.length, "answer")} found` : "Nobody has answered this yet");
 }
