@@ -61,7 +61,8 @@ class MilvusLite(Peer):
         client.close()
 
     def load(self, batches: Iterable[Rows]) -> None:
-        """By inserts of a thousand, then a flush and a load, which build the indexes."""
+        """By inserts of a thousand, then a flush and a load, which waits for the indexes; a loaded one gets them later."""
+        self._client.release_collection("rows")
         for rows in batches:
             self.write(rows)
         self._client.flush("rows")
