@@ -13,6 +13,7 @@ import pytest
 from sharedrag import Collection, Pool, PoolFull
 from sharedrag.arena import block
 from sharedrag.arena.manifest import Entry, Kind, State
+from sharedrag.maintenance import derive
 from sharedrag.memory.layout import EXTENT_SIZE
 from tests.crash.conftest import launcher  # noqa: F401 (a fixture)
 from tests.crash.helpers import alone, segments_of
@@ -75,6 +76,23 @@ def test_an_index_follows_its_rows_through_merges(kept: Pool) -> None:
     (after,) = index_entries(kept)
     assert after.uid != before.uid
     assert ROWS - len(gone) <= after.rows < 0.7 * ROWS, "dead rows stay only in the open segment"
+    assert (after.nprobe, after.candidates) == (before.nprobe, before.candidates), "it was made anew"
+    answers_right(collection, world)
+
+
+def test_an_index_covers_a_merged_segment_whole(kept: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that it covers are merged with others: it takes the others' rows in, and no row is left to compare."""
+    collection, world = fill(kept)
+    (before,) = index_entries(kept)
+    monkeypatch.setattr(derive, "_TAIL_ROWS", 1 << 40)  # no index is extended but by merging
+    more = put_all(collection, world.draw(4 * ROWS), "more", numbered(4 * ROWS))
+    collection.delete([str(number) for number in range(0, ROWS, 2)] + more[::2])  # all sealed segments are rewritten
+    settled(kept)
+    with collection._view() as view:
+        sealed = [part.rows for part in view.parts if part.sealed]
+    (after,) = index_entries(kept)
+    assert len(sealed) == 1 and sealed[0] > before.rows
+    assert sealed[0] <= covered_rows(kept) <= after.rows
     assert (after.nprobe, after.candidates) == (before.nprobe, before.candidates), "it was made anew"
     answers_right(collection, world)
 

@@ -152,3 +152,50 @@ def test_rows_lie_where_they_lie() -> None:
             assert len(rows.best(whole[3], padded[300:], 20)[1]) == 0
         starts = [(start, len(block)) for start, block in many.blocks(250)]
         assert starts == [(0, 1), (1, 250), (251, 149), (400, 250), (650, 250), (900, 100)]
+
+
+def test_settings_stay_until_there_are_many_more_rows() -> None:
+    """Rows are added with the settings there are; from 1.4 times the rows that were measured on, they are measured again."""
+    vectors = unit(clustered(4000, 64))
+    before = ivf_build.build(Rows([vectors[:2000]], "cosine"))
+    assert before is not None and before.settings.measured == 2000
+    few = ivf_build.extended(payload_of(before), Rows([vectors[:2700]], "cosine"))
+    same = ("nprobe", "candidates", "recall", "measured")
+    assert [getattr(few.settings, one) for one in same] == [getattr(before.settings, one) for one in same]
+    many = ivf_build.extended(payload_of(few), Rows([vectors[:2801]], "cosine"))
+    assert many.settings.measured == many.settings.indexed == 2801
+
+
+def test_a_renumbered_index_takes_in_more() -> None:
+    """Rows that it did not have are found beside those that it had."""
+    vectors = unit(clustered(4050, 64))
+    stored, queries = vectors[:4000], vectors[4000:]
+    before = payload_of(ivf_build.build(Rows([stored[:3000]], "cosine")))
+    mapping = np.arange(3000)
+    mapping[:100] = -1
+    merged = Rows([stored[1000:]], "cosine")
+    more = ivf_build.More(merged, 1000, np.arange(2000, 3000))
+    built = ivf_build.renumbered(before, mapping, 4000, more)
+    assert (built.settings.rows, built.settings.indexed) == (4000, 3900)
+    rows = Rows([stored[:1000], stored[1000:]], "cosine")
+    right = 100 + exact(stored[100:], queries, 10, "cosine")
+    assert recall(Index(payload_of(built)), rows, queries, right) >= 0.93
+    every = Index(payload_of(built)).candidates(queries[:1], 4000, nprobe_factor=1000.0)[0]
+    assert set(every[every >= 0].tolist()) == set(range(100, 4000))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_vectors_whole_rows_apart_are_scored_where_they_lie(metric: str) -> None:
+    """Arrays in any order of addresses, with gaps of whole rows: the best are those of a copy in one array."""
+    memory = unit(clustered(1000, 48))
+    arrays = [memory[700:900], memory[0:150], memory[300:301], memory[450:600]]
+    rows, copied = Rows(arrays, metric), Rows([np.concatenate(arrays)], metric)
+    assert rows._base is not None and rows._back is not None
+    rng = np.random.default_rng(3)
+    for wanted in (1, 5, 300):
+        ids = np.full(wanted + 3, -1, np.int64)
+        ids[:wanted] = rng.choice(rows.count, wanted, replace=False)
+        for given in (ids, ids[:wanted]):
+            scores, best = rows.best(memory[999], given, 10)
+            expected_scores, expected = copied.best(memory[999], given, 10)
+            assert best.tolist() == expected.tolist() and np.allclose(scores, expected_scores)

@@ -71,11 +71,6 @@ def decoded(given: str | bytes | None) -> Place:
     return Place(words[0], lanes)
 
 
-def between(keys: npt.NDArray[np.uint64], after: int | None, until: int | None) -> npt.NDArray[np.bool_]:
-    """Which of these keys, (n,) uint64, are greater than `after` and not greater than `until` (None: any); (n,) bool."""
-    return (keys > np.uint64(after or 0)) & (keys <= np.uint64(_U64_MAX if until is None else max(0, until)))
-
-
 class Row(NamedTuple):
     """Something new: its key, and where it lies."""
 
