@@ -18,7 +18,7 @@ from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, is_timed, parse
-from sharedrag.search import feed, fusion, knn, lexical
+from sharedrag.search import feed, fusion, knn, lexical, listing
 from sharedrag.search import scan as scans
 from sharedrag.search.blocks import Blocks
 from sharedrag.search.masks import Masks
@@ -203,21 +203,14 @@ class Collection:
                 f"limit is {limit!r}", operation="find", hint="Give a whole number from 0 on, or None for all"
             )
         with self._view() as view:
-            places: list[tuple[int, int]] = []
-            keys: list[npt.NDArray[np.uint64]] = []
-            for index, part in enumerate(view.parts):
-                rows = np.flatnonzero(self._mask(part, wanted))
-                if after is not None or until is not None:
-                    rows = rows[feed.between(part.segment.key_array[rows], after, until)]
-                if limit is not None:  # keys rise with the rows of a segment
-                    rows = rows[max(0, len(rows) - limit) :] if newest_first else rows[:limit]
-                places += [(index, row) for row in rows.tolist()]
-                keys.append(part.segment.key_array[rows])
-            if not places:
-                return []
-            order = np.argsort(np.concatenate(keys))
-            chosen = (order[::-1] if newest_first else order)[:limit].tolist()
-            return [_record(view.parts[places[at][0]].segment, places[at][1]) for at in chosen]
+            found = listing.listed(view, partial(self._admitted, wanted=wanted), limit, newest_first, after, until)
+            return [_record(*place) for place in found]
+
+    def _admitted(self, part: Part, wanted: Filter | None) -> npt.NDArray[np.bool_] | None:
+        """The rows of a part that a filter admits, None for all."""
+        if wanted is None:
+            return None
+        return self.masks.of(part, wanted) if self.masks.may_match(part, wanted) else np.zeros(part.rows, np.bool_)
 
     def order_keys(self, ids: Sequence[str]) -> list[int | None]:
         """The order keys of the records with these ids, None where there is none. Raises `PoolDamaged`."""
