@@ -7,7 +7,7 @@ look: its text may hold what others wrote.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request
@@ -21,6 +21,7 @@ from sharedrag import errors
 from sharedrag.embed import EmbedderUnavailable
 from sharedrag.history import errors as history_errors
 
+Body = TypeVar("Body", bound=BaseModel)
 _log = logging.getLogger("sharedrag.server")
 #: Paths whose clients expect OpenAI's error shape.
 OPENAI_PATHS = ("/v1/chat/", "/v1/models", "/v1/conversations")
@@ -188,6 +189,14 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_mistake(request: Request, error: Exception) -> Response:
     return answer(request.url.path, _mistake(error))  # it is raised again behind us, and uvicorn logs it
+
+
+def parsed(model: type[Body], body: bytes) -> Body:
+    """A request's body as a model. Raises what FastAPI raises where it parses the body."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -22,11 +22,11 @@ from server.routes import (
 
 #: In this order; another resource is one more line here.
 ROUTERS = (
+    ask.router,  # first: what is asked most is found first
     health.router,
     groups.router,
     keys.router,
     users.router,
-    ask.router,
     conversations.router,
     items.router,
     marks.router,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from server import problems
-from server.auth import Calling, Principal
+from server.auth import Call, Calling, Principal
 from server.problems import UNPROCESSABLE, Trouble
 from sharedrag.history import History
 from sharedrag.history.errors import NotFound
@@ -80,23 +80,31 @@ def _group(who: Principal, named: str | None) -> str:
     return named
 
 
-@router.post("/ask", response_model=Answers, responses=problems.documented())
-async def ask(body: Question, call: Calling) -> Response:
+_CONTENT = {"application/json": {"schema": Question.model_json_schema()}}
+_BODY = {"requestBody": {"required": True, "content": _CONTENT}}
+
+
+@router.post("/ask", response_model=Answers, responses=problems.documented(), openapi_extra=_BODY)
+async def ask(request: Request) -> Response:
     """Ask the group's history: what was answered when somebody asked this before, by whom, and how far to trust it."""
+    # The one route that everything waits for. Its body is parsed in the thread that asks, straight from bytes to numbers,
+    # not by FastAPI on the event loop: with a vector in it that saves a third of what the door costs.
+    call = Call(request)
+    return Response(await call(_asked, await request.body()), media_type="application/json")
 
-    def job(history: History, who: Principal) -> bytes:
-        found = history.ask(
-            _group(who, body.group),
-            body.question,
-            body.k,
-            user=who.user if who.admin else who.as_user,
-            vector=_vector(body.vector),
-            conversation=body.conversation,
-            explain=body.explain,
-        )
-        return b'{"answers":[' + b",".join([one.model_dump_json().encode() for one in found]) + b"]}"
 
-    return Response(await call(job), media_type="application/json")
+def _asked(history: History, who: Principal, given: bytes) -> bytes:
+    body = problems.parsed(Question, given)
+    found = history.ask(
+        _group(who, body.group),
+        body.question,
+        body.k,
+        user=who.user if who.admin else who.as_user,
+        vector=_vector(body.vector),
+        conversation=body.conversation,
+        explain=body.explain,
+    )
+    return b'{"answers":[' + b",".join([one.model_dump_json().encode() for one in found]) + b"]}"
 
 
 @router.post("/search", response_model=Messages, responses=problems.documented())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,14 @@ import httpx
 import openai
 import pytest
 
+from server.auth import Principal
+from server.completions import Asked, Completions, prepare
 from server.upstream import Upstream, UpstreamError
+from server.work import Work
+from sharedrag import Pool
+from sharedrag.embed import load_embedder
+from sharedrag.errors import PoolFull
+from sharedrag.history import History, NewMessage
 from tests.server.chat_helpers import FERRY, NO_FERRY, LosingProxy, Member, extra_of, member, text_of
 from tests.server.chat_upstream import KEY, LINES, TOOL_CALL, ScriptedUpstream
 from tests.server.serving import Crowd, Serving
@@ -253,6 +261,20 @@ def test_a_retry_after_a_lost_answer_is_stored_once(
     assert len(ann.conversations()) == 1
 
 
+def test_one_idempotency_key_is_one_answer_however_often_the_model_was_asked(ann: Member) -> None:
+    """Of requests at the same time each may have been told something else: all get what was stored first."""
+    replies: list[Any] = []
+    key = {"Idempotency-Key": "trip"}
+    threads = [threading.Thread(target=lambda: replies.append(ann.asks(FERRY, extra_headers=key))) for _ in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(replies) == 8 and len({extra_of(one)["answer_id"] for one in replies}) == 1
+    (said,) = {one.choices[0].message.content for one in replies}
+    assert ann.said(extra_of(replies[0])["conversation"]) == [("user", FERRY), ("assistant", said)]
+
+
 def test_a_direct_answer_is_the_groups_policy(
     ann: Member, bob: Member, asking: Serving, group: Crowd, script: ScriptedUpstream
 ) -> None:
@@ -403,3 +425,33 @@ async def test_many_completions_wait_at_once(ann: Member, asking: Serving, scrip
         chunks = [chunk async for chunk in one]
         assert extra_of(chunks[-1])["stored"]
     await client.close()
+
+
+def filled(history: History, group: str) -> None:
+    """Write until nothing fits any more."""
+    for number in range(10_000):
+        history.once.remember(group, "ann", f"{number}", {"filled": "x" * 5_000})
+
+
+async def test_a_full_pool_still_gives_answers_and_says_that_they_are_not_stored(
+    script: ScriptedUpstream, pool_path: str
+) -> None:
+    """The crowd's as well as the upstream's."""
+    with Pool.open(pool_path, create=True, capacity="8 MiB") as pool:
+        history = History(pool, embedder=load_embedder())
+        group = history.groups.create("Hawaii", owner="ann").id
+        conversation = history.conversations.create(group, "ann").id
+        history.messages.append(
+            group, "ann", conversation, [NewMessage(text=FERRY), NewMessage(role="assistant", text=NO_FERRY)]
+        )
+        with pytest.raises(PoolFull):
+            filled(history, group)
+        work, upstream = Work(2, 2), Upstream(script.url, KEY)
+        asked = Asked({"model": "sharedrag", "messages": [user(FERRY)]}, conversation="a new one")
+        for asks in (None, upstream):
+            plan = prepare(history, Principal("ann", group, False, False), asked, asks is not None)
+            reply = await Completions(history, work, asks).whole(plan)
+            assert reply["choices"][0]["message"]["content"] and not reply["sharedrag"]["stored"]
+            assert [one["answer"] for one in reply["sharedrag"]["answers"]] == [NO_FERRY]
+        await upstream.aclose()
+        work.close()

@@ -147,7 +147,9 @@ def test_an_exchange_is_found_and_then_forgotten(crowd: Crowd, other_node: Servi
         mine = ann.get("/v1/users/ann/export").raise_for_status().json()
         assert "There is none any more; fly." in str(mine["data"])
         assert bob.get("/v1/users/ann/export").status_code == 403
-        erased = admin.delete("/v1/users/ann").raise_for_status().json()["erased"]
+        erased = (
+            admin.delete("/v1/users/ann", headers={"X-Sharedrag-Group": crowd.group}).raise_for_status().json()["erased"]
+        )
         assert erased["messages"] == 2
         assert bob.post("/v1/ask", json=asked).json() == {"answers": []}
         assert bob.post("/v1/search", json={"query": "ferry Maui"}).json() == {"messages": []}
