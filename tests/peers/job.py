@@ -24,8 +24,8 @@ class Effort:
 
     queries: int = 1_000
     query_s: float = 10.0  # for each pass over the queries
-    tuning: int = 200  # queries that choose the knob
-    tuning_s: float = 4.0
+    tuning: int = 400  # queries that choose the knob
+    tuning_s: float = 3.0
     samples: int = 100  # writes that a reader waits for
     samples_s: float = 20.0
     window_s: float = 2.0  # of writing, for each number of writers
