@@ -193,7 +193,7 @@ export class PoolView {
       const many = look.nodes.length;
       const canvas = h("canvas", { class: "map", role: "img" });
       view = {
-        name: h("h3", {}), size: h("span", { class: "num" }), rate: h("span", { class: "rate num" }), spark: h("canvas", { class: "spark rare", "aria-hidden": "true" }), canvas,
+        name: h("h2", {}), size: h("span", { class: "num" }), rate: h("span", { class: "rate num" }), spark: h("canvas", { class: "spark rare", "aria-hidden": "true" }), canvas,
         map: new NodeMap(canvas, many === 1 ? { rows: 10, rowHeight: 20 } : many < 4 ? { rows: 5, rowHeight: 18 } : { rows: 3, rowHeight: 14 }),
       };
       this.box.append(h("section", { class: "node", "aria-label": nodeName(node) }, h("div", { class: "node-head" }, view.name, view.size, view.spark, view.rate), canvas));
