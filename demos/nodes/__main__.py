@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from rich.table import Table
 from demos.nodes.compose import Engine, NoEngine
 
 KILLED = "node2"
+SERVICES = ("node1", "node2", "node3", "maintainer")
 _KILL_AT = 0.3  # of the messages
 _DOWN_S = 6.0
 _PROGRESS = re.compile(r"loaded (\d+) of (\d+) messages")
@@ -58,15 +60,15 @@ class Killer:
 
 
 def _pool_table(engine: Engine) -> Table:
-    """Who has the pool open, and what it holds."""
-    told = json.loads(engine.execute("node1", "sharedrag", "info", POOL, "--json"))
-    table = Table("process", "private memory", "shared memory", title="One pool, and who has it open")
-    for one in sorted(told["sessions"], key=lambda one: one["label"]):
-        sizes = [one["memory_private"], one["memory_shared"]]
-        table.add_row(one["label"], *("-" if size is None else f"{size / 1e6:.0f} MB" for size in sizes))
-    table.caption = (
-        f"{sum(one['rows'] for one in told['collections']):,} records in {told['reserved'] / 1e6:.0f} MB of memory"
-    )
+    """Who has the pool open, and what it holds. A container sees the memory of its own processes only, so each is asked."""
+    table = Table("container", "process", "private memory", title="One pool, and who has it open")
+    told: dict[str, Any] = {}
+    for service in SERVICES:
+        told = json.loads(engine.execute(service, "sharedrag", "info", POOL, "--json"))
+        for one in told["sessions"]:
+            if one["memory_private"] is not None and one["label"] != "sharedrag info":
+                table.add_row(service, str(one["pid"]), f"{one['memory_private'] / 1e6:.0f} MB")
+    table.caption = f"{sum(one['rows'] for one in told['collections']):,} records, once: {told['reserved'] / 1e6:.0f} MB"
     return table
 
 
@@ -93,7 +95,7 @@ def main() -> int:
         console.print(f"Up after {time.monotonic() - began:.0f} s: three nodes, a balancer, a maintainer, a loader")
         killer = Killer(engine, console)
         for line in engine.lines("loader"):
-            console.print(f"[dim]loader |[/] {line}", highlight=False)
+            console.print(f"[dim]loader |[/] {line}", highlight=False, soft_wrap=True)
             killer.look(line)
         struck, code = killer.struck, engine.exit_code("loader")
         console.print(_pool_table(engine))
