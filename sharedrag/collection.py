@@ -18,6 +18,7 @@ from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, is_timed, parse
+from sharedrag.maintenance import purge
 from sharedrag.search import feed, fusion, knn, lexical, listing
 from sharedrag.search import scan as scans
 from sharedrag.search.blocks import Blocks
@@ -147,6 +148,16 @@ class Collection:
         if found:
             self.pool.write(self.definition, batch.with_deletes(found, None))
         return len(found)
+
+    def purge(self) -> None:
+        """See that the bytes of what was deleted or replaced until now leave the pool with the next rounds of maintenance.
+
+        Otherwise they stay until enough of their segment's rows are dead. It costs the rewriting of every segment that has
+        such rows. Raises `PoolBusy`, `PoolDamaged`.
+        """
+        with self._view() as view:
+            decayed = [part.segment.uid for part in view.parts if part.dead]
+        purge.mark(self.pool.arena, decayed)
 
     def _existing(self, ids: Sequence[str]) -> list[str]:
         encoded_ids = [batch.encode_id(one) for one in ids]

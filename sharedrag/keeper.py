@@ -58,6 +58,7 @@ class Keeper:
     def _tick(self, pool: Pool) -> None:
         pool.arena.look_at_path()
         pool.move_pins_on()
+        pool.close_marked()
         if self._budget is None or not self._budget.in_credit() or time.monotonic() < self._next_round:
             return
         seen = pool.change_marker()

@@ -283,6 +283,10 @@ class Pool:
             live.move_on()
         self.arena.session.settle()  # should an interrupt have kept a pin that went from being noticed
 
+    def close_marked(self) -> None:
+        """Close the segments that this handle fills and that are to be purged (`Collection.purge`)."""
+        self._writer.close_marked()
+
     def change_marker(self) -> object:
         """Something that differs when maintenance may have more to do than before."""
         snapshot = self.arena.refresh()

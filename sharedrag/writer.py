@@ -7,13 +7,14 @@ import time
 
 from sharedrag.arena import catalog
 from sharedrag.arena.attachment import Arena, Snapshot
-from sharedrag.arena.manifest import CollectionEntry, Kind, Manifest, State, differs
+from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State, differs
 from sharedrag.errors import CollectionDropped, PoolFull
+from sharedrag.maintenance import purge
 from sharedrag.maintenance.maintainer import Maintainer
 from sharedrag.memory.layout import CLOCK_AHEAD_US_MAX, KEY_EPOCH_US, LANE_LAST, LANES_PER_NODE, clock_of
 from sharedrag.segments.batch import Batch
-from sharedrag.segments.lane import Appender, Lane
-from sharedrag.segments.roll import roll
+from sharedrag.segments.lane import Appender, Lane, repair
+from sharedrag.segments.roll import roll, sealed
 
 _FULL_WAIT_S = 3.0  # how long a put waits for maintenance, here or elsewhere, to make room
 _FULL_POLL_S = 0.02
@@ -32,6 +33,7 @@ class Writer:
         self._closed = False
         self._adopted: tuple[Manifest, ...] = ()  # not the snapshot: an idle writer must not pin what it last saw
         self._appenders: dict[str, Appender] = {}
+        self._looked_at: Manifest | None = None  # for segments to close
         self._declared: dict[str, CollectionEntry] = {}  # the callers' definitions that fit what the pool has
 
     def write(self, definition: CollectionEntry, batch: Batch) -> None:
@@ -121,6 +123,8 @@ class Writer:
             definition = own.collection(name)
             if definition and entry and entry.state == State.OPEN and entry.collection == definition.number:
                 self._learn_others(appender, name, snapshot)
+                if purge.is_marked(entry):
+                    appender.has_room = False  # the next put rolls
             else:
                 del self._appenders[name]
         self._adopted = snapshot.manifests
@@ -161,6 +165,39 @@ class Writer:
                 return False
             time.sleep(_FULL_POLL_S)
 
+    def close_marked(self) -> None:
+        """Close the segments of our lane that are to be purged; who is writing does so with the next put.
+
+        Raises `PoolBusy`, `PoolDamaged`.
+        """
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            own = self._arena.refresh().manifests[self._arena.node]
+            if self.lane is None or self._closed or own is self._looked_at:
+                return
+            lane = self.lane.global_number
+            if any(_is_to_close(entry, lane) for entry in own.entries):
+                with self._arena.session.stays(), self._arena.node_locked("purge") as current:
+                    assert current is not None
+                    self._arena.publish(current.with_entries(self._closed_entries(current, self.lane)))
+                self._adopt(self._arena.refresh())
+            self._looked_at = own
+        finally:
+            self.lock.release()
+
+    def _closed_entries(self, current: Manifest, lane: Lane) -> dict[int, Entry | None]:
+        """The marked segments of our lane as they are once closed. REQUIRES: the node lock."""
+        changed: dict[int, Entry | None] = {}
+        for entry in current.entries:
+            if _is_to_close(entry, lane.global_number):
+                segment = self._arena.segment(self._arena.node, entry)
+                repair(segment)
+                closed = sealed(entry, segment)
+                gone = closed._replace(state=State.RETIRED, retired_at=current.generation + 1)
+                changed[entry.uid] = closed if closed.rows else gone
+        return changed
+
     def release(self) -> None:
         """Give the lane back for good (closing), after the put that another thread is in.
 
@@ -181,4 +218,10 @@ class Writer:
         self.lock = threading.Lock()
         self.lane = None
         self._adopted = ()
+        self._looked_at = None
         self._appenders = {}
+
+
+def _is_to_close(entry: Entry, lane: int) -> bool:
+    """Whether this is an open segment of that lane of the pool, to be purged."""
+    return entry.state == State.OPEN and entry.lane == lane and purge.is_marked(entry)

@@ -23,6 +23,8 @@ Entry (104 B): an allocated run of extents; every extent that no entry names is 
                                                                                        88   4  its recall, millionths
                                                                                        92   4  the recall aimed at, the same
                                                                                        96   8  (zero)
+
+A segment whose `of` is its own uid is to be rewritten without its dead rows (`maintenance/purge`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from sharedrag.arena.manifest import Entry, Kind, Manifest, State
 from sharedrag.arena.segment import PUT, Segment, Shape, hashes_in
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
-from sharedrag.maintenance import merge, reclaim
+from sharedrag.maintenance import merge, purge, reclaim
 from sharedrag.maintenance.budget import Budget
 from sharedrag.maintenance.derive import Deriver, Reserved
 from sharedrag.memory import layout, order
@@ -153,7 +153,12 @@ class Maintainer:
         gone = [part for part in own if part.dead == part.rows]
         if gone:
             groups.append(gone)
-        decayed = [part for part in own if part not in gone and part.dead * _DEAD_SHARE >= part.rows]
+        marked = {entry.uid for entry in reclaim.newest(self._arena).entries if purge.is_marked(entry)}
+        decayed = [
+            part
+            for part in own
+            if part not in gone and (part.dead * _DEAD_SHARE >= part.rows or (part.dead and part.segment.uid in marked))
+        ]
         groups += _packed(decayed, merged_max, least=1)
         tiers: dict[int, list[Part]] = {}
         for part in own:

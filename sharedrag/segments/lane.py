@@ -117,6 +117,7 @@ class Appender:
     def __init__(self, lane: Lane, segment: Segment, *, only_deletes: bool = False) -> None:
         """Take over an open segment of the lane, undoing what a killed holder left half-done."""
         self.only_deletes = only_deletes  # a collection with vectors, but a segment made for deletes in a full pool
+        self.has_room = True  # False: the segment is to be closed, though there may be room
         self.segment = segment
         self.lane = lane
         self.others: list[int] = []  # the words with the last clocks of lanes that have the collection open
@@ -150,7 +151,7 @@ class Appender:
     def _starts(self, batch: Batch, rows: int) -> tuple[int, int, int] | None:
         """Where in its heaps the batch goes, behind the `rows` published; None if it does not fit."""
         row_max, id_max, text_max, metadata_max = self._room
-        if rows + len(batch.ids) > row_max or (self.only_deletes and not batch.only_deletes):
+        if not self.has_room or rows + len(batch.ids) > row_max or (self.only_deletes and not batch.only_deletes):
             return None
         ids, texts, metadata = heap_needs(batch)
         id_offsets, text_offsets, metadata_offsets = self._offsets
