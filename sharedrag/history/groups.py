@@ -71,11 +71,12 @@ class Groups:
         for kind in ("key", "member"):  # nobody gets in any more
             store.records.delete([one.id for one in store.find(kind, group=group)])
         store.wait_for_others()
-        for collection in (store.exchanges, store.records):
+        for collection in ((store.exchanges,) if store.has_exchanges else ()) + (store.records,):
             ids = collection.scan(And(Where("group", "==", group), Where("kind", "!=", "group")), columns=["id"])["id"]
             for start in range(0, len(ids), _DELETE_BATCH):
                 collection.delete(ids[start : start + _DELETE_BATCH].to_pylist())
         store.vanish(group, "group", [group])
+        store.purge()
 
     # ------------------------------------------------------------------ members
 

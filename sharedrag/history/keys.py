@@ -14,6 +14,7 @@ from sharedrag.history.records import Store, check_user, invalid, not_found, now
 
 _PREFIX = "sr_"
 _SHOWN = 8
+_LABEL_LENGTH_MAX = 256
 _ADMIN = And(Where("kind", "==", "key"), Where("admin", "==", True))
 _ENVIRONMENT = "from the environment"
 
@@ -36,6 +37,8 @@ class Keys:
             check_user(user)
             if trusted:
                 raise invalid("a trusted key of one user", "A trusted key names its users itself: leave out the user")
+        if len(label) > _LABEL_LENGTH_MAX or not (label or "-").isprintable():
+            raise invalid(f"label {label!r:.80}", f"Give at most {_LABEL_LENGTH_MAX} printable characters")
         if group is not None:
             self._store.access(group, user)
         key = _PREFIX + secrets.token_urlsafe(32)

@@ -34,6 +34,7 @@ from sharedrag.history.records import (
     check_unicode,
     digest,
     exchange_id,
+    in_utc,
     invalid,
     lease_id,
     message_of,
@@ -132,7 +133,7 @@ class Messages:
             self._fields(conversation, user, one, answers.get(name, one.answers))
             for name, one in zip(ids, messages, strict=True)
         ]
-        created = [one.created or now for one in messages]
+        created = [now if one.created is None else in_utc(one.created) for one in messages]
         return _Draft(ids, [one.text for one in messages], fields, created, found, [*(earlier or ()), *new])
 
     def _fields(self, conversation: Record, user: str, message: NewMessage, answers: str | None) -> dict[str, Any]:
@@ -352,6 +353,11 @@ def _check(messages: object) -> list[NewMessage]:
         if len(one.text) > TEXT_LENGTH_MAX:
             raise invalid(f"a message has {len(one.text):,} characters", f"At most {TEXT_LENGTH_MAX:,} fit")
         check_unicode(one.text, "a message")
+        check_unicode(one.model or "", "a model's name")
+        try:
+            orjson.dumps(one.parts)
+        except TypeError as error:
+            raise invalid(f"a message's parts are not JSON: {error}", "Use strings, numbers, lists and objects") from None
     return list(messages)
 
 

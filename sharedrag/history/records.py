@@ -149,6 +149,11 @@ def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; without a zone it is UTC already."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 def microseconds(moment: datetime) -> int:
     """A moment in microseconds since 1970."""
     return round(moment.timestamp() * 1_000_000)
@@ -189,6 +194,11 @@ class Store:
                     f"{self.name}.exchanges", self.embedder.dimension, embedding_model=self.embedder.name
                 )
         return self._exchanges
+
+    @property
+    def has_exchanges(self) -> bool:
+        """Whether there is a collection of exchanges: who only looks must not make one, without knowing how wide it is."""
+        return self._exchanges is not None or f"{self.name}.exchanges" in self.pool.collections()
 
     # ------------------------------------------------------------------ locks
 
@@ -252,7 +262,7 @@ class Store:
     def exchanges_of(self, messages: Sequence[str]) -> list[str]:
         """The ids of the exchanges in which these messages ask or answer."""
         found: list[str] = []
-        for start in range(0, len(messages), 500):
+        for start in range(0, len(messages) if self.has_exchanges else 0, 500):
             some = list(messages[start : start + 500])
             for key in ("answer_id", "question_id"):
                 found += self.exchanges.scan(Where(key, "in", some), columns=["id"])["id"].to_pylist()
@@ -266,13 +276,20 @@ class Store:
         exchanges = 0
         for start in range(0, len(messages), _DELETE_BATCH):
             some = messages[start : start + _DELETE_BATCH]
-            exchanges += self.exchanges.delete(self.exchanges_of(some))
+            if ids := self.exchanges_of(some):
+                exchanges += self.exchanges.delete(ids)
             marks = self.marks_on(some)
             if notes:
                 self.vanish(group, "message", some, marks)
             else:
                 self.records.delete([*some, *marks])
         return exchanges
+
+    def purge(self) -> None:
+        """See that the bytes of what was deleted leave the pool soon, whoever's memory they are in."""
+        self.records.purge()
+        if self.has_exchanges:
+            self.exchanges.purge()
 
     def vanish(self, group: str, kind: str, ids: Sequence[str], more: Sequence[str] = (), **fields: str) -> None:
         """Delete records, and leave a note for each of `ids`: whoever follows the group's events is told by it.

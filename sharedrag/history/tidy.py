@@ -27,9 +27,12 @@ def tidy(store: Store, now: datetime | None = None) -> dict[str, int]:
         with store.pool.exclusive(f"{store.name}/tidy", timeout_s=0.0):
             for record in store.find("group"):
                 _retain(store, group_of(record), moment, counts)
+            if counts["messages"]:
+                store.purge()
             _forget_notes(store, moment, counts)
             _forget_leases(store, moment, counts)
-            _sweep_exchanges(store, moment, counts)
+            if store.has_exchanges:
+                _sweep_exchanges(store, moment, counts)
     except PoolBusy:
         return {}
     return dict(counts)

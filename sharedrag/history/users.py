@@ -59,7 +59,8 @@ class Users:
                 if record.text is not None:
                     entry["text"] = record.text
                 found[f"{kind}s"].append(entry)
-        for record in self._store.exchanges.find(_exchanges_of(user, group)):
+        exchanges = self._store.exchanges.find(_exchanges_of(user, group)) if self._store.has_exchanges else []
+        for record in exchanges:
             cut = record.metadata["cut"]
             fields = {key: value for key, value in record.metadata.items() if key not in ("kind", "cut")}
             text = record.text or ""
@@ -74,7 +75,7 @@ class Users:
     def erase(self, user: str, group: str | None = None) -> dict[str, int]:
         """Erase a user, from a group or everywhere; returns how many records of each kind went. Raises `InvalidRequest`.
 
-        When it returns, no process finds anything of theirs any more; their memory is given back as maintenance gets to it.
+        When it returns, no process finds anything of theirs any more; the bytes leave the pool with the next maintenance.
         """
         wanted = _of_user(user, group)
         store = self._store
@@ -82,10 +83,12 @@ class Users:
         for kind, name in (("key", "keys"), ("member", "memberships")):
             counts[name] = _delete(store.records, _ids(store.records, And(Where("kind", "==", kind), wanted)))
         store.wait_for_others()
-        counts["exchanges"] = _delete(store.exchanges, _ids(store.exchanges, _exchanges_of(user, group)))
+        if store.has_exchanges:
+            counts["exchanges"] = _delete(store.exchanges, _ids(store.exchanges, _exchanges_of(user, group)))
         self._erase_messages(wanted, counts)
         self._erase_marks(user, group, wanted, counts)
         self._erase_conversations(wanted, counts)
+        store.purge()
         return dict(counts)
 
     def _erase_messages(self, wanted: Filter, counts: Counter[str]) -> None:
