@@ -36,6 +36,7 @@ class Killer:
     def __init__(self, engine: Engine, console: Console) -> None:
         self._engine, self._console = engine, console
         self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def look(self, line: str) -> None:
         """At each line that the loader prints."""
@@ -45,6 +46,12 @@ class Killer:
             self._thread.start()
 
     def _strike(self) -> None:
+        try:
+            self._kill_and_start()
+        except BaseException as error:  # noqa: BLE001 (raised by whoever asks whether it was struck)
+            self._error = error
+
+    def _kill_and_start(self) -> None:
         self._console.print(f"[bold red]kill -9 {KILLED}[/]: the others go on")
         self._engine.kill(KILLED)
         time.sleep(_DOWN_S)
@@ -56,6 +63,8 @@ class Killer:
         """True if a node was killed and started again; waits for that."""
         if self._thread is not None:
             self._thread.join()
+        if self._error is not None:
+            raise self._error
         return self._thread is not None
 
 

@@ -79,7 +79,16 @@ class Engine:
 
     def kill(self, service: str) -> None:
         """SIGKILL for all of a container, at once."""
-        self._run("kill", "--signal", "KILL", self.container(service))
+        name = self.container(service)
+        before = self._pid(name)
+        try:
+            self._run("kill", "--signal", "KILL", name)
+        except subprocess.CalledProcessError:  # podman may say so of a container that was gone before it had looked again
+            if self._pid(name) == before:
+                raise
+
+    def _pid(self, container: str) -> str:
+        return self._run("inspect", "--format", "{{.State.Pid}}", container)
 
     def start(self, service: str) -> None:
         """Start a container that was killed."""
