@@ -31,7 +31,7 @@ from server.problems import BAD_REQUEST, Trouble
 from server.transcript import Transcript, text_of
 from server.upstream import Upstream, UpstreamError
 from server.work import Overloaded, Work
-from sharedrag.errors import SharedRagError
+from sharedrag.errors import PoolFull, SharedRagError
 from sharedrag.history import History, prompt
 from sharedrag.history.errors import Conflict, LeaseHeld, LeaseLost, NotFound
 from sharedrag.history.models import Answer, NewMessage
@@ -44,6 +44,8 @@ ANSWERS_MAX = 5
 SEARCHED_CHARACTERS_MAX = 32_768
 #: An SDK that repeats a request itself does so within this time.
 RETRY_S = 600
+#: How long another attempt may take from storing its answer to noting where it is.
+NOTED_TRIES, NOTED_PAUSE_S = 20, 0.05
 #: How long a finished reply waits for a place among the threads.
 KEEP_PATIENCE_S = 10.0
 #: The model wants something done before it answers.
@@ -149,7 +151,8 @@ def _know_again(history: History, plan: Plan) -> None:
     plan.request = _fingerprint(plan)
     plan.attempt = plan.request if asked.idempotency_key else secrets.token_hex(16)
     if not asked.repeated and not asked.idempotency_key:
-        history.once.remember(plan.group, plan.user, plan.request, {"attempt": plan.attempt, "at": time.time()})
+        with contextlib.suppress(PoolFull):  # a full pool can still be asked, and so can the upstream
+            history.once.remember(plan.group, plan.user, plan.request, {"attempt": plan.attempt, "at": time.time()})
         return
     _take_again(history, plan)
 
@@ -195,13 +198,16 @@ def _place(history: History, plan: Plan) -> None:
         # Not one that has been deleted since.
         with contextlib.suppress(NotFound):
             plan.name = history.conversations.get(group, user, known["conversation"]).id if known else ""
-    if plan.name:
-        plan.conversation = history.conversations.create(group, user, id=plan.name).id
-        plan.begun = True
-        _check_wheel(history, plan)
-    else:  # a new one, which is made when it has something in it
-        plan.name = f"completion/{plan.attempt}"
-        plan.conversation = history.conversations.id_for(group, plan.name)
+    plan.name = plan.name or f"completion/{plan.attempt}"
+    plan.conversation = history.conversations.id_for(group, plan.name)
+    try:
+        history.conversations.get(group, user, plan.conversation)
+    except NotFound:
+        if plan.name == plan.conversation:  # an id of ours, and not of this group: it cannot be made
+            raise
+        return  # made when there is something to put in it
+    plan.begun = True
+    _check_wheel(history, plan)
 
 
 def _check_wheel(history: History, plan: Plan) -> None:
@@ -269,9 +275,13 @@ def keep(history: History, plan: Plan, text: str, head: Mapping[str, Any], usage
             group, user, plan.conversation, [question, answer], plan.asked.lease_token, idempotency_key=plan.attempt
         )
     except Conflict:
-        # An earlier attempt of the same request was answered meanwhile, in the model's other words: those count.
-        _take_again(history, plan)
-        return plan.text if plan.kept is not None else text
+        # Another attempt at the same request was answered meanwhile, in the model's other words: those count.
+        for _ in range(NOTED_TRIES):
+            _take_again(history, plan)
+            if plan.kept is not None:
+                return plan.text
+            time.sleep(NOTED_PAUSE_S)
+        raise
     plan.kept = Kept(conversation=plan.conversation, question_id=stored[0].id, answer_id=stored[1].id)
     known = {"attempt": plan.attempt, "at": time.time(), "kept": plan.kept.model_dump(), "source": plan.source}
     history.once.remember(group, user, plan.request, known | {"head": dict(head), "usage": usage})
