@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,29 +221,26 @@ class _Asking:
 
     def _chosen(self, ranked: Sequence[_Ranked], k: int) -> list[tuple[_Ranked, int]]:
         """At most k that exist, no two alike, few of one author; with each how many near-duplicates it stands for."""
-        chosen: list[tuple[_Ranked, list[str]]] = []
+        chosen: list[tuple[_Ranked, _Said]] = []
         similar: list[int] = []
         authors: Counter[str] = Counter()
-        for one in self._existing(ranked, k):
-            words = _words(_parts(one.candidate.hit)[1])
-            twin = next((at for at, (_, other) in enumerate(chosen) if _alike(words, other, self._weights.alike)), None)
+        for one in ranked:
+            said = _Said(_parts(one.candidate.hit)[1])
+            twin = next((at for at, (_, other) in enumerate(chosen) if said.is_like(other, self._weights.alike)), None)
             if twin is not None:
                 similar[twin] += 1
                 continue
             author = one.candidate.hit.metadata["author"]
-            if len(chosen) < k and authors[author] < self._weights.per_author:
+            if len(chosen) < k and authors[author] < self._weights.per_author and self._exists(one):
                 authors[author] += 1
-                chosen.append((one, words))
+                chosen.append((one, said))
                 similar.append(0)
         return [(one, count) for (one, _), count in zip(chosen, similar, strict=True)]
 
-    def _existing(self, ranked: Sequence[_Ranked], k: int) -> Iterator[_Ranked]:
-        """Those whose question and answer are live, looked up a few at a time."""
-        for start in range(0, len(ranked), max(k, 5)):
-            some = ranked[start : start + max(k, 5)]
-            ids = [one.candidate.hit.metadata[key] for one in some for key in ("question_id", "answer_id")]
-            keys = self._store.records.order_keys(ids)
-            yield from (one for at, one in enumerate(some) if keys[2 * at] is not None and keys[2 * at + 1] is not None)
+    def _exists(self, one: _Ranked) -> bool:
+        """Whether question and answer are live: killed in between, a writer or an eraser may leave an exchange alone."""
+        held = one.candidate.hit.metadata
+        return None not in self._store.records.order_keys([held["question_id"], held["answer_id"]])
 
     def _answer(self, one: _Ranked, similar: int, explain: bool) -> Answer:
         candidate, tally = one.candidate, one.tally
@@ -303,16 +300,29 @@ def _parts(hit: Hit) -> tuple[str, str]:
     return text[:cut], text[cut + 2 :]
 
 
-def _words(text: str) -> list[str]:
-    return _WORDS.findall(text.casefold())
+class _Said:
+    """An answer's text, to be compared with others; its words are made out where its length does not settle it."""
 
+    __slots__ = ("_words", "text")
 
-def _alike(one: list[str], other: list[str], share: float) -> bool:
-    """Whether two answers are near-duplicates: most words in common, and every number and negation."""
-    if one == other:
-        return True
-    words, others = set(one), set(other)
-    common = len(words & others)
-    if common < share * (len(words) + len(others) - common):
-        return False
-    return not any(_DECISIVE.fullmatch(word) for word in words ^ others)
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._words: set[str] | None = None
+
+    @property
+    def words(self) -> set[str]:
+        """All of them, in one spelling."""
+        if self._words is None:
+            self._words = set(_WORDS.findall(self.text.casefold()))
+        return self._words
+
+    def is_like(self, other: _Said, share: float) -> bool:
+        """Whether two answers are near-duplicates: most words in common, and every number and negation."""
+        size, other_size = len(self.text), len(other.text)
+        if size < share * share * other_size or other_size < share * share * size:
+            return False
+        words, others = self.words, other.words
+        common = len(words & others)
+        if common < share * (len(words) + len(others) - common):
+            return False
+        return not any(_DECISIVE.fullmatch(word) for word in words ^ others)

@@ -44,7 +44,7 @@ class Weights(Model):
     superseded: Share = Field(default=0.1, description="What becomes of the score of an answer that was superseded.")
     per_author: Annotated[int, Field(ge=1)] = Field(default=2, description="Answers of one author that are shown at most.")
     alike: Share = Field(default=0.8, description="Share of common words from which two answers are near-duplicates.")
-    depth: Annotated[int, Field(ge=1)] = Field(default=20, description="Candidates that are looked at, at least.")
+    depth: Annotated[int, Field(ge=1)] = Field(default=16, description="Candidates that are looked at, at least.")
     previous_question: Annotated[float, Field(ge=0)] = Field(default=0.3, description="Of it in a follow-up's vector.")
     previous_answer: Annotated[float, Field(ge=0)] = Field(default=0.5, description="The same of the answer to it.")
 
@@ -79,9 +79,8 @@ def quality(up: float, down: float, z: float = 1.28) -> float:
     laplace = (up + _PRIOR / 2) / (count + _PRIOR)
     if count <= 0:
         return laplace
-    share, square = up / count, z * z
-    spread = z * math.sqrt(max(0.0, share * (1 - share)) / count + square / (4 * count * count))
-    wilson = max(0.0, (share + square / (2 * count) - spread) / (1 + square / count))
+    spread = z * math.sqrt(up * (down / count) + z * z / 4)
+    wilson = max(0.0, (up + z * z / 2 - spread) / (count + z * z))
     return (_PRIOR * laplace + count * wilson) / (_PRIOR + count)
 
 

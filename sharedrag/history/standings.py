@@ -41,6 +41,8 @@ _ROW = np.dtype(
         ("value", "i1"),  # of a vote: 1, -1, or 0 for one that does not count; of a moderation: 1 hidden, 0 visible
     ]
 )
+#: The same without the message, which has an array of its own to be searched in.
+_REST = np.dtype([field for field in _ROW.descr if field[0] != "message"])
 Rows = npt.NDArray[np.void]
 
 
@@ -191,7 +193,9 @@ class Standings:
         """Start from these rows, with nothing newer."""
         order = rows["message"].argsort(kind="stable")
         self._messages = rows["message"][order]
-        self._rows = rows[["mark", "other", "created", "kind", "value"]][order]
+        self._rows = np.empty(len(rows), _REST)
+        for name in _REST.names or ():
+            self._rows[name] = rows[name][order]
         others = self._rows["other"]
         self._by_author = others.argsort(kind="stable").astype(np.uint32)
         self._authors = others[self._by_author]
@@ -246,7 +250,7 @@ class Standings:
         fresh = [one for one in self._fresh.values() if one is not None]
         rows = np.empty(len(kept) + len(fresh), _ROW)
         rows["message"][: len(kept)] = self._messages[kept]
-        for name in self._rows.dtype.names or ():
+        for name in _REST.names or ():
             rows[name][: len(kept)] = self._rows[name][kept]
         rows[len(kept) :] = np.array([tuple(one) for one in fresh], _ROW)
         self._sort(rows)
