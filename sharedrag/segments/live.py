@@ -26,6 +26,7 @@ from sharedrag.segments import deletions, probe
 
 _CUT_ATTEMPTS = 16
 _JOINED_FROM, _JOINED_SHARE = 20_000, 4  # new rows, and their part of all, from which all hashes are sorted instead
+_TOGETHER_FROM = 100  # new rows from which they are compared with a segment all at once
 _EMPTY_BUCKET = order.checked(0)
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
 
@@ -72,6 +73,42 @@ class _State:
     @property
     def sealed(self) -> bool:
         return self.entry.state == State.SEALED
+
+
+class _Fresh(NamedTuple):
+    """Rows that are to be compared with others, of several segments one after the other: (n,) arrays."""
+
+    pieces: list[tuple[_State, int, int]]  # whose rows those from one place to another are
+    rows: npt.NDArray[np.int64]
+    links: npt.NDArray[np.uint64]
+    hashes: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, before: list[tuple[_State, int]], repeated: npt.NDArray[np.uint64] | None) -> _Fresh:
+        """Of each of these segments the rows from there on; with `repeated`, those with one of these rising hashes."""
+        pieces, rows, links = [], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        at = 0
+        for state, since in before:
+            words = probe.checked_links(state.segment, since, state.rows)
+            numbers = np.arange(since, state.rows)
+            if repeated is not None:
+                chosen = _are_among(hashes_in(words), repeated)
+                words, numbers = words[chosen], numbers[chosen]
+            pieces.append((state, at, at + len(numbers)))
+            at += len(numbers)
+            rows.append(numbers)
+            links.append(words)
+        all_links = np.concatenate(links)
+        return cls(pieces, np.concatenate(rows), all_links, hashes_in(all_links))
+
+
+def _are_among(hashes: npt.NDArray[np.uint64], rising: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which of the hashes are among those others, (n,) bool."""
+    if not len(rising):
+        return np.zeros(len(hashes), np.bool_)
+    at = np.minimum(rising.searchsorted(hashes), len(rising) - 1)
+    there: npt.NDArray[np.bool_] = rising[at] == hashes
+    return there
 
 
 class LiveRows:
@@ -281,8 +318,9 @@ class LiveRows:
         for other in known:
             since = covered[other.segment.uid].rows if other.segment.uid in covered else 0
             if since < other.rows:
+                beyond = _Fresh.of([(other, since)], None)
                 for state in started:
-                    self._compare(other, since, other.rows, state)
+                    self._compare(beyond, state)
         return started
 
     # ------------------------------------------------------------------ folding
@@ -305,15 +343,15 @@ class LiveRows:
                 before.append((state, state.rows))
                 self._admit(state, state.rows, rows)
                 state.rows = rows
-        repeated = self._repeated(before)
-        for state, since in before:
-            if state.rows - since < _VECTORISED_FROM:
+        others = list(self._states.values())
+        if sum(state.rows - since for state, since in before) < _TOGETHER_FROM:
+            for state, since in before:
                 for row in range(since, state.rows):
-                    self._compare_row(state, row, list(self._states.values()))
-            else:
-                among = None if repeated is None else _rows_among(state, since, repeated)
-                for other in list(self._states.values()):
-                    self._compare(state, since, state.rows, other, among)
+                    self._compare_row(state, row, others)
+            return
+        fresh = _Fresh.of(before, self._repeated(before))
+        for other in others:
+            self._compare(fresh, other)
 
     def _repeated(self, before: list[tuple[_State, int]]) -> npt.NDArray[np.uint64] | None:
         """The hashes that more than one row has, rising, if looking at them all costs less than each row in each segment."""
@@ -384,36 +422,33 @@ class LiveRows:
             state.alive = state.alive.copy()  # somebody is reading the old cut's
             state.copied = True
 
-    def _compare(
-        self, state: _State, start: int, stop: int, other: _State, among: npt.NDArray[np.int64] | None = None
-    ) -> None:
-        """Of each id that both the rows [start, stop) of `state` and the rows of `other` have, kill the older.
-
-        `among` are those of the rows, less `start`, that some other row may have the id of.
-        """
-        if not other.rows:
+    def _compare(self, fresh: _Fresh, other: _State) -> None:
+        """Of each id that both the rows of `fresh` and the rows of `other` have, kill the older."""
+        if not other.rows or not len(fresh.rows):
             return
-        if stop - start < _VECTORISED_FROM:
-            for row in range(start, stop):
-                self._compare_row(state, row, [other])
+        firsts = probe.newest_of(other.segment, fresh.hashes)
+        for state, start, stop in fresh.pieces:
+            if state is other:  # the row before it in its own chain
+                firsts[start:stop] = rows_in(fresh.links[start:stop])
+        found = probe.matches(other.segment, fresh.hashes, other.rows, firsts)
+        if not found.at.size and not found.unsure:
             return
-        if among is None:
-            among = np.arange(stop - start)
-        links = probe.checked_links(state.segment, start, stop)[among]
-        hashes = hashes_in(links)
-        found = probe.matches(other.segment, hashes, other.rows, rows_in(links) if other is state else None)
-        unsure = found.unsure
-        if found.at.size:
-            rows = among[found.at] + start
-            same = probe.same_ids(state.segment, rows, other.segment, found.rows)
-            unsure = unsure + found.at[~same].tolist()
-            self._settle_all(state, rows[same], other, found.rows[same])
-        for index in unsure:
-            row = start + int(among[index])
-            state.segment.check_id(row)
-            limit = row if other is state else other.rows
-            found_row = other.segment.lookup(state.segment.id_at(row), int(hashes[index]), limit)
-            self._settle(state, row, other, found_row)
+        unsure = np.zeros(len(fresh.rows), np.bool_)
+        unsure[found.unsure] = True
+        for state, start, stop in fresh.pieces:
+            here = np.flatnonzero((found.at >= start) & (found.at < stop))
+            if here.size:
+                at, there = found.at[here], found.rows[here]
+                rows = fresh.rows[at]
+                same = probe.same_ids(state.segment, rows, other.segment, there)
+                unsure[at[~same]] = True
+                self._settle_all(state, rows[same], other, there[same])
+            for index in (np.flatnonzero(unsure[start:stop]) + start).tolist():
+                row = int(fresh.rows[index])
+                state.segment.check_id(row)
+                limit = row if other is state else other.rows
+                found_row = other.segment.lookup(state.segment.id_at(row), int(fresh.hashes[index]), limit)
+                self._settle(state, row, other, found_row)
 
     def _compare_row(self, state: _State, row: int, others: list[_State]) -> None:
         """Of the id of a row, and the same id in each of `others`, kill the older."""
@@ -453,13 +488,3 @@ class LiveRows:
             view = self.acquire()
             known = self._states.items()
             return view, {uid: deletions.Covered(one.rows, ~one.alive[: one.rows]) for uid, one in known if one.rows}
-
-
-def _rows_among(state: _State, since: int, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Which of a state's rows from `since` on, counted from there, have one of these rising hashes."""
-    own = hashes_in(state.segment.link_array[since : state.rows])
-    if not len(hashes):
-        return np.empty(0, np.int64)
-    at = np.minimum(hashes.searchsorted(own), len(hashes) - 1)
-    found: npt.NDArray[np.int64] = np.flatnonzero(hashes[at] == own)
-    return found
