@@ -36,7 +36,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo demo-nodes test check style types format bench bench-page bench-search bench-peers browser eval soak clean
+.PHONY: help setup demo demo-nodes test check style types format bench bench-page bench-server bench-search bench-peers browser eval soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -81,6 +81,9 @@ bench: $(FULL_STAMP) ## print the figures: writes, reads, latency across process
 
 bench-search: $(FULL_STAMP) ## search over real vectors beside a private FAISS index, at 100,000 and 1,000,000 rows
 	$(PY) -m tests.bench_search $(ARGS)
+
+bench-server: $(FULL_STAMP) $(PEERS_STAMP) ## questions over HTTP beside Chroma and a semantic cache; workers, memory, events, kills
+	$(PY) -m tests.bench_server $(ARGS)
 
 bench-page: $(FULL_STAMP) browser ## the page's first paint and size, and what its live map costs a server
 	$(PY) -m tests.bench_page $(ARGS)

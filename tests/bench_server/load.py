@@ -35,7 +35,9 @@ class Load(NamedTuple):
         ordered = sorted(latencies_s)
         count = len(ordered)
         at50, at99 = (ordered[min(count - 1, int(count * part))] * 1e3 for part in (0.5, 0.99)) if count else (0.0, 0.0)
-        return cls(count, round(seconds, 2), round(count / seconds, 1), round(at50, 2), round(at99, 2), errors, round(share, 2))
+        return cls(
+            count, round(seconds, 2), round(count / seconds, 1), round(at50, 2), round(at99, 2), errors, round(share, 2)
+        )
 
 
 class _Client(asyncio.Protocol):

@@ -12,6 +12,15 @@ import pytest
 from tests.conftest import SHARED_MEMORY
 from tests.server.serving import Crowd, Serving
 
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A machine that is loaded starts a server slowly: that is no failure."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(230))
+
 
 @pytest.fixture(scope="session")
 def server_pool_folder() -> Iterator[Path]:

@@ -24,7 +24,7 @@ import httpx
 
 from tests.server.serving import Crowd, Serving
 
-REPLACED_S = 30.0
+REPLACED_S = 100.0
 
 
 class Loader:

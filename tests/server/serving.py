@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 
 ADMIN_KEY = "admin-key-of-the-tests"
-START_S = 60.0
+START_S = 100.0
 
 
 class Serving:
