@@ -9,9 +9,8 @@
 
 It is a product, and relevance is in it to the fourth power, so that votes cannot rescue an irrelevant answer. A vote's
 weight halves each half-life. Sources: Wilson, JASA 22 (1927); Agresti & Coull (1998) for the four added votes; Stack
-Overflow's "Trending" for halving votes. Wilson's bound alone, taken from the fifth vote on, would let the fifth up-vote
-*lower* an answer (four of four by Laplace: .75; four of five by Wilson: .49, three of four by Laplace before: .63): hence
-the passing over.
+Overflow's "Trending" for halving votes. Laplace below five votes and Wilson from the fifth on would let the fifth up-vote
+*lower* an answer (three of four by Laplace: .63; four of five by Wilson: .49): hence the gradual passing.
 """
 
 from __future__ import annotations
