@@ -146,8 +146,8 @@ class _View:
 
 
 def _head(sample: PoolSample, rates: Sequence[float], width: int) -> Iterator[Line]:
-    clock = f"{sample.at.astimezone():%H:%M:%S}"
-    yield [Segment(_fit(plain(sample.path).plain, width - len(clock) - 9), _BOLD), Segment(f" {clock}  q quits", _DIM)]
+    clock = f" {sample.at.astimezone():%H:%M:%S}  q quits"
+    yield [Segment(_fit(plain(sample.path).plain, width - len(clock)), _BOLD), Segment(_fit(clock, width), _DIM)]
     held = f", {size(sample.reserved)} held" if width >= 60 else ""
     used = f"{size(sample.allocated)} of {size(sample.capacity)} used, {size(sample.free)} free{held}"
     room = max(0, width - len(used) - 2)

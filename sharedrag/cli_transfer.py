@@ -179,7 +179,7 @@ def _import(
             nonlocal state
             state = now
             embedder = f"embedder {now.embedder_rate:,.0f} texts/s, {now.embedder_share:.0%} of the time"
-            bar(now.done, now.total, embedder)
+            bar(now.done, now.total, now.rate, embedder)
 
         try:
             state = import_chats(history, group.id, file, user=user, users=users, source=source, progress=progress)
@@ -225,7 +225,7 @@ class _Rate(ProgressColumn):
     """How many a second."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        speed = task.fields["rate"] or task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="progress.data.speed")
 
 
@@ -239,7 +239,7 @@ class _Bar(Progress):
 
 @contextmanager
 def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar on standard error, if that is a terminal; gives what brings it up to date (`done`, `total`, `more`)."""
+    """A bar on standard error, if that is a terminal; gives what brings it up to date (`done`, `total`, `rate`, `more`)."""
     columns = (
         TextColumn("{task.description}", table_column=Column(max_width=20, overflow="ellipsis", no_wrap=True)),
         BarColumn(bar_width=None),
@@ -248,9 +248,9 @@ def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(compact=True),
     )
     with _Bar(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(escape(what), total=None, unit=unit, more="")
+        task = bar.add_task(escape(what), total=None, unit=unit, rate=None, more="")
 
-        def update(done: int, total: int, more: str = "") -> None:
-            bar.update(task, completed=done, total=total, more=more)
+        def update(done: int, total: int, rate: float | None = None, more: str = "") -> None:
+            bar.update(task, completed=done, total=total, rate=rate, more=more)
 
         yield update

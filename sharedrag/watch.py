@@ -29,6 +29,7 @@ from sharedrag.pool import Pool
 from sharedrag.segments import batch
 
 MEMORY_EVERY_S = 2.0
+_FIRST_SEGMENTS = 4
 TEXT_MAX = 300  # characters of a newest write that are shown
 
 
@@ -174,6 +175,8 @@ class PoolWatch:
 
     def _remember(self, grown: list[_Growth]) -> None:
         most = self._newest.maxlen or 0
+        if self._before is None:  # all that there is: what was written last is in the segments written last
+            grown = sorted(grown, key=lambda one: one.segment.key[one.stop - 1])[-_FIRST_SEGMENTS:]
         found: list[tuple[int, Write]] = []
         for one in grown:
             found += _writes(one, most)
@@ -215,8 +218,7 @@ class _Meter:
         self._newest_key = 0
 
     def grown(self, manifests: Sequence[Manifest]) -> list[_Growth]:
-        """The growth of all segments; nothing in the first look, which only learns what is there."""
-        first = not self._generations
+        """The growth of all segments; in the first look all that there is."""
         newest_before = self._newest_key
         found: list[_Growth] = []
         for current in manifests:
@@ -230,7 +232,7 @@ class _Meter:
                     found.append(_growth(one, counted[one.entry.uid], rows))
                     counted[one.entry.uid] = rows
         self._newest_key = max((newest_before, *(one.segment.key[one.stop - 1] for one in found)))
-        return [] if first else found
+        return found
 
     def _adopt(self, current: Manifest, newest_before: int) -> Iterator[_Growth]:
         """Take over a new manifest; yields the growth of what was sealed since. Who calls counts the open segments."""

@@ -30,7 +30,8 @@ def test_the_first_look_has_no_rates(pool: Pool) -> None:
     _put(pool, 0, 500)
     watched = PoolWatch(pool, newest=3)
     first = watched.sample()
-    assert (first.seconds, first.rows_per_s, first.newest) == (0.0, 0.0, [])
+    assert (first.seconds, first.rows_per_s, first.lanes[0].rows_per_s) == (0.0, 0.0, 0.0)
+    assert [one.id for one in first.newest] == ["m499", "m498", "m497"]
     assert watched.sample().rows_per_s == 0.0
     assert first.collections[0].rows == 500
 
