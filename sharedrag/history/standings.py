@@ -57,6 +57,9 @@ class Mark(NamedTuple):
     value: int
 
 
+_Fields = tuple[int, int, int, int, int]  # of a mark without its message
+
+
 class Tally(NamedTuple):
     """What one message has: counts, the sums of decayed votes, and times in us since 1970 (0: never)."""
 
@@ -131,38 +134,38 @@ class Standings:
                 found[user] = known
         return found
 
-    def _marks_of(self, messages: list[int]) -> list[list[Mark]]:
+    def _marks_of(self, messages: list[int]) -> list[list[_Fields]]:
         """The marks on each message."""
         wanted = np.array(messages, np.uint64)
         begins, ends = (self._messages.searchsorted(wanted, side).tolist() for side in ("left", "right"))
-        found: list[list[Mark]] = []
+        found: list[list[_Fields]] = []
         for message, begin, end in zip(messages, begins, ends, strict=True):
-            marks = self._old(range(begin, end)) if begin < end else []
+            marks: list[_Fields] = self._rows[begin:end].tolist() if begin < end else []
+            if self._fresh and marks:
+                marks = [one for one in marks if one[0] not in self._fresh]
             if message in self._fresh_of:
                 fresh = (self._fresh[mark] for mark in self._fresh_of[message])
-                marks += [one for one in fresh if one is not None]
+                marks += [one[1:] for one in fresh if one is not None]
             found.append(marks)
         return found
 
-    def _old(self, rows: Sequence[int] | npt.NDArray[np.uint32]) -> list[Mark]:
-        """Of these sorted rows those that nothing newer has replaced."""
-        at = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-        messages = self._messages[at].tolist()
-        marks = [Mark(message, *row) for message, row in zip(messages, self._rows[at].tolist(), strict=True)]
-        return [one for one in marks if one.mark not in self._fresh] if self._fresh else marks
-
     def _judged(self, about: int) -> Reputation:
         begin, end = (int(self._authors.searchsorted(np.uint64(about), side)) for side in ("left", "right"))
-        marks = self._old(self._by_author[begin:end])
-        marks += [one for one in self._fresh.values() if one is not None and one.other == about]
-        approved, up, down = set(), 0, 0
-        for one in marks:
-            if one.kind in (_VOTE, _CONFIRM) and one.value > 0:
-                approved.add(one.message)
-            if one.kind == _VOTE:
-                up += one.value > 0
-                down += one.value < 0
-        return Reputation(len(approved), up, down) if marks else NOBODY_JUDGED
+        at = self._by_author[begin:end]
+        if self._fresh and len(at):
+            at = at[~np.isin(self._rows["mark"][at], np.fromiter(self._fresh, np.uint64, len(self._fresh)))]
+        kinds, values = self._rows["kind"][at], self._rows["value"][at]
+        approved = set(self._messages[at[((kinds == _VOTE) | (kinds == _CONFIRM)) & (values > 0)]].tolist())
+        votes = values[kinds == _VOTE]
+        up, down = int((votes > 0).sum()), int((votes < 0).sum())
+        for one in self._fresh.values():
+            if one is not None and one.other == about:
+                if one.kind in (_VOTE, _CONFIRM) and one.value > 0:
+                    approved.add(one.message)
+                if one.kind == _VOTE:
+                    up += one.value > 0
+                    down += one.value < 0
+        return Reputation(len(approved), up, down) if approved or up or down else NOBODY_JUDGED
 
     # ------------------------------------------------------------------ catching up
 
@@ -293,13 +296,13 @@ def _rows_of(batch: pa.RecordBatch) -> Rows:
     return np.array([_mark_of(_hash(one), *rest) for one, *rest in zip(ids, metadata, created, strict=True)], _ROW)
 
 
-def _tally(marks: list[Mark], now_us: int, half_life_days: float) -> Tally:
+def _tally(marks: list[_Fields], now_us: int, half_life_days: float) -> Tally:
     counts = [0] * len(MARKS)
     up = confirmed = 0
     votes = 0
     up_weight = down_weight = 0.0
     hidden: bool | None = None
-    for _, _, _, created, kind, value in marks:
+    for _, _, created, kind, value in marks:
         counts[kind] += 1
         if kind == _VOTE and value:
             weight = decay(now_us - created, half_life_days)
