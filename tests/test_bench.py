@@ -75,3 +75,30 @@ def test_percentiles_are_values_that_occurred() -> None:
     """The 50th and 99th percentile of 0..100 are 50 and 99, and one value is all its percentiles."""
     values = [float(value) for value in range(100, -1, -1)]
     assert (percentile(values, 0.5), percentile(values, 0.99), percentile([7.0], 0.99)) == (50, 99, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_smallest_bench_of_search_measures_everything(shared_data: Path, tmp_path: Path) -> None:
+    """At 4,000 rows and one round it runs, prints a table and writes JSON; its answers are as good as a private index's."""
+    written = tmp_path / "search.json"
+    command = [sys.executable, "-m", "tests.bench_search", "--quick", "--rows", "4000", "--data", str(shared_data)]
+    ran = subprocess.run(
+        [*command, "--json", str(written)], cwd=_REPOSITORY, capture_output=True, text=True, timeout=580, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "as a multiple of the private" in ran.stdout
+    figures = {one["name"]: one for one in json.loads(written.read_text())["figures"]}
+    assert set(figures["ratio 4000"]) == _FIGURE
+    expected = ("load", "index bytes", "search", "recall", "filter", "newest", "llama", "beside writers", "shrunk")
+    assert not [name for name in expected if f"{name} 4000" not in figures]
+    recall = figures["recall 4000"]
+    assert recall["value"] >= 0.9 and abs(recall["value"] - recall["limit"]["value"]) < 0.002
+
+
+def test_the_bench_of_search_says_what_it_needs(tmp_path: Path) -> None:
+    """Without the real vectors it names what is missing and the option that helps."""
+    command = [sys.executable, "-m", "tests.bench_search", "--data", str(tmp_path)]
+    ran = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, timeout=110, check=False)
+    assert ran.returncode == 2
+    assert "minilm_120k_i8.npy" in ran.stderr and "--data DIR" in ran.stderr

@@ -188,7 +188,7 @@ def test_searches_while_others_write_and_maintain(launcher: Launcher, pool_path:
         asked = [one for log, _ in reads for one in log]
         assert not (wrong := wrong_hits(written, asked)), wrong[:10]
         assert all(one.hits == K for one in asked), "fewer hits than there are records"
-        assert len(asked) > 100 and len(written) > 2 * FIRST_ROWS + 500 and built >= 3 and merged >= 2
+        assert len(asked) > 30 and len(written) > 2 * FIRST_ROWS + 500 and built >= 3 and merged >= 2
         assert sum(indexed for _, indexed in reads) > len(asked) // 2
         assert 1 - sum(one.missed for one in asked) / sum(one.exact for one in asked) >= 0.93
         assert not wrong_records(collection, written)

@@ -70,6 +70,8 @@ class Deriver:
     def tend(self, name: str, view: View, budget: Budget | None, report: MaintenanceReport) -> None:
         """Build what is missing, or what of it the budget affords. Raises `PoolDamaged`, `PoolBusy`."""
         own = [part for part in view.parts if part.node == self._arena.node]
+        if any(part.segment.shape.dimension for part in own):  # first: what has no index, every question looks at
+            self._tend_index(name, view, own, budget, report)
         for part in own:
             if not part.sealed or part.rows < _DERIVED_FROM:
                 continue
@@ -87,8 +89,6 @@ class Deriver:
                 if not _affords(budget, part.rows * cost_us, report):
                     return
                 report.blocks_built += self._derive(name, part, kind, build, [] if there is None else [there[1].uid])
-        if any(part.segment.shape.dimension for part in own):
-            self._tend_index(name, view, own, budget, report)
 
     def _is_sound(self, node: int, entry: Entry, opened: Callable[[block.Payload], object]) -> bool:
         """Whether a block can be used; one that was damaged, or made by other rules, is made anew."""

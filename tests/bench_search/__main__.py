@@ -118,6 +118,8 @@ class Bench:
         demanded = 2 if rows == _FILTERED_ROWS else None
         what = f"{rows:,} rows: the same, as a multiple of the unfiltered"
         self._add(f"filter ratio {rows}", what, "x", turns.ratios, demanded=demanded)
+        what = f"{rows:,} rows: find the newest 20 since a time, newest first, p50"
+        self._add(f"newest {rows}", what, "us", found["newest"])
 
     def _beside_writers(self, rows: int, path: Path, folder: Path) -> None:
         self._tell(f"{rows:,} rows: the same while two processes write 1,000 records/s each")

@@ -24,6 +24,7 @@ from tests.bench.children import Child, Pipe
 from tests.bench.figures import percentile
 from tests.bench_search.stage import NAME
 from tests.peers.corpus import Corpus, K
+from tests.peers.protocol import identifier
 
 BLOCK = 20
 _QUESTIONS = 1_000
@@ -135,7 +136,24 @@ def alone(pipe: Pipe, path: Path, folder: Path, rounds: int) -> None:
             filtered(question)
         found["private"] = by_turns(shared, lambda one: private.search(queries[one]), rounds, count)
         found["filter"] = by_turns(filtered, shared, rounds, count)
+        found["newest"] = _newest(collection, len(corpus.vectors), rounds)
     pipe.send(found)
+
+
+def _newest(collection: Any, rows: int, rounds: int) -> list[float]:
+    """Us to list the newest 20 of what was said since a thousandth of all was still to come, the median of each round."""
+    [record] = collection.get([identifier(rows - max(100, rows // 1000))])
+    wanted = {"$created": {">=": record.created}}
+    medians = []
+    for _ in range(rounds):
+        taken = []
+        for _ in range(200):
+            begun = time.perf_counter_ns()
+            found = collection.find(wanted, limit=20, newest_first=True)
+            taken.append((time.perf_counter_ns() - begun) / 1000)
+            assert len(found) == 20
+        medians.append(percentile(taken, 0.5))
+    return medians
 
 
 def write(pipe: Pipe, path: Path, folder: Path, number: int) -> None:
