@@ -36,7 +36,7 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help setup demo demo-nodes test check style types format bench bench-page bench-server bench-search bench-peers browser eval soak clean
+.PHONY: help setup demo demo-js demo-nodes test check style types format bench bench-page bench-server bench-search bench-peers browser eval soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -48,6 +48,9 @@ demo: $(DEMO_STAMP) ## four processes share one memory of a travel group; offlin
 
 demo-nodes: $(DEMO_STAMP) ## three nodes in containers over one memory, one is killed meanwhile; wants docker or podman with compose
 	$(PY) -m demos.nodes $(ARGS)
+
+demo-js: $(FULL_STAMP) ## OpenAI's JavaScript SDK against a server: Bob gets what Ann told; wants node and npm
+	SHAREDRAG=$(VENV)/bin/sharedrag demos/js/run.sh
 
 test: $(FULL_STAMP) ## run every test
 	$(PY) -m pytest $(ARGS)
