@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -136,21 +136,22 @@ def first_paints(browser: Browser, serving: Serving) -> list[float]:
 
 
 def bytes_of_page(browser: Browser, serving: Serving, key: str) -> tuple[int, int]:
-    """(bytes as they are, bytes as they travelled) of all that one visit to every view loads, the API's answers left out."""
+    """(bytes as they are, bytes as they travel) of all that one visit to every view asks for, the API's answers left out."""
     person = Person(browser, serving)
-    sizes: list[tuple[int, int]] = []
-
-    def heard(response: Any) -> None:
-        if "/v1/" not in response.url:
-            sizes.append((len(response.body()), int(response.header_value("content-length") or 0)))
-
-    person.page.on("requestfinished", lambda request: heard(request.response()))
+    asked: set[str] = set()
+    person.page.on("request", lambda request: asked.add(request.url.partition("#")[0]))
     person.sign_in(key)
-    for view in ("#/conversations", "#/pool", "#/ask"):
+    for view in ("#/conversations", "#/group", "#/pool", "#/ask"):
         person.page.evaluate("view => { location.hash = view; }", view)
         person.page.locator("main h1").wait_for()
     person.close()
-    return sum(whole for whole, _ in sizes), sum(packed for _, packed in sizes)
+    whole = packed = 0
+    with serving.client(None) as client:
+        for url in sorted(one for one in asked if "/v1/" not in one):
+            with client.stream("GET", url, headers={"Accept-Encoding": "gzip"}) as response:
+                packed += len(b"".join(response.iter_raw()))
+            whole += len(client.get(url).content)
+    return whole, packed
 
 
 def main() -> None:

@@ -43,12 +43,12 @@ const PLAIN = {
   507: "The shared memory is full: nothing more can be written until an operator makes room.",
 };
 
-/** Ask the server; the answer's JSON, or null where it has none. Throws `Trouble`. */
+/** Ask the server (a DELETE outlives the page); the answer's JSON, or null where it has none. Throws `Trouble`. */
 export async function call(method, path, body, more = {}) {
   let response;
   try {
     response = await fetch(path, {
-      method, cache: "no-store", credentials: "omit", redirect: "error",
+      method, cache: "no-store", keepalive: method === "DELETE", credentials: "omit", redirect: "error",
       headers: headers({ ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...more }),
       body: body === undefined ? undefined : JSON.stringify(body),
     });

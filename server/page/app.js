@@ -87,6 +87,8 @@ function signOut(message = "") {
 
 leave.addEventListener("click", () => signOut());
 addEventListener("hashchange", route);
+addEventListener("pagehide", () => view?.leave?.()); // the wheel is let go
+addEventListener("pageshow", (event) => { if (event.persisted) route(); });
 addEventListener("sharedrag:unknown-key", () => { if (started) signOut("Your key is not known any more. Sign in again."); });
 wide.addEventListener("change", () => { if (signedIn()) route(); });
 document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });

@@ -6,7 +6,7 @@ import { guarded, h, icon, moment, say, set, toast, when } from "./dom.js";
 import { hear } from "./feed.js";
 
 const PAGE = 20;
-const LEASE_S = 60;
+const LEASE_S = 90; // renewed every 30 s; a hidden page may come to it once a minute only
 const textOf = (item) => item.content.map((part) => part.text ?? `[${part.type}]`).join("\n");
 const shorten = (text, most) => { const line = text.replace(/\s+/g, " ").trim(); return line.length > most ? `${line.slice(0, most - 1)}…` : line; };
 

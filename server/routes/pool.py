@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import orjson
 from fastapi import APIRouter, Request
+from starlette.datastructures import State
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from server import problems
 from server.auth import Calling, Principal
@@ -23,10 +25,10 @@ router = APIRouter(prefix="/v1/pool", tags=["pool"])
 _ASK_AGAIN_S = 15.0
 
 
-def _may_watch(_: History, who: Principal) -> Principal:
+def _may_watch(history: History, who: Principal) -> Principal:
     """Members of a group, and the admin."""
-    if not who.admin and (who.group is None or who.user is None):
-        raise Trouble(problems.NOT_ALLOWED, "The pool is shown to members of a group, and to the admin")
+    if not who.admin:
+        history.groups.member(*who.place)
     return who
 
 
@@ -49,12 +51,31 @@ async def watch(request: Request, call: Calling) -> Response:
     A node's `runs` are left out (an empty list) while its `generation` is that of the event before.
     """
     who = await call(_may_watch)
-    watching: Watching = request.app.state.watching
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(watching, who, call), headers=headers, media_type="text/event-stream")
+    state = request.app.state
+    if state.streams >= state.settings.streams:
+        raise Trouble(problems.BUSY, "This worker has as many streams as it takes", retry_after_s=5)
+    return _Stream(state, _looks(state.watching, who, call))
 
 
-async def _events(watching: Watching, who: Principal, call: Calling) -> AsyncIterator[bytes]:
+class _Stream(StreamingResponse):
+    """Counted among the worker's streams while it runs, and ended with its connection wherever it is."""
+
+    def __init__(self, state: State, looks: AsyncGenerator[bytes, None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(looks, headers=headers, media_type="text/event-stream")
+        self._state, self._looks = state, looks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until either side has enough."""
+        self._state.streams += 1
+        try:
+            async with aclosing(self._looks):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._state.streams -= 1
+
+
+async def _looks(watching: Watching, who: Principal, call: Calling) -> AsyncGenerator[bytes, None]:
     checked = time.monotonic()
     async with aclosing(watching.stream(who.admin)) as looks:
         async for look in looks:

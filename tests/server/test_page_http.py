@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import itertools
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -194,3 +196,23 @@ def test_nobody_watches_nobody_looks(serving: Serving, crowd: Crowd) -> None:
         for _ in range(3):
             with ann.stream("GET", "/v1/pool/watch") as response:
                 assert next(_looks(response))["nodes"][0]["runs"]
+
+
+def test_streams_are_counted_and_given_back(server_pool_folder: Path) -> None:
+    """A worker refuses more streams than it takes, with a 503, and takes another when one has gone."""
+    with Serving(str(server_pool_folder / "few.pool"), 1, streams=1) as server:
+        crowd = Crowd(server)
+        with crowd.as_user("Ann") as ann:
+            with ann.stream("GET", "/v1/pool/watch") as response:
+                looks = _looks(response)  # kept: a reader that is dropped closes its connection
+                assert next(looks)["nodes"]
+                with ann.stream("GET", "/v1/pool/watch") as refused:
+                    assert refused.status_code == 503 and refused.headers["retry-after"]
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                with ann.stream("GET", "/v1/pool/watch") as response:
+                    if response.status_code == 200:
+                        assert next(_looks(response))["nodes"]
+                        return
+                time.sleep(0.1)
+    raise AssertionError("the stream that has gone is still counted")
