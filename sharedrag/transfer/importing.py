@@ -34,7 +34,7 @@ from sharedrag.transfer import layout
 from sharedrag.transfer.restoring import batches
 
 BATCH = 1024
-BATCH_ANSWERS = 128
+BATCH_ANSWERS = 64
 #: Messages that are looked back at for what is replied to, and for what a question leans on.
 REMEMBERED = 20_000
 LOOKED_BACK = 24
