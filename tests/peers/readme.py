@@ -56,10 +56,11 @@ def _memory(found: Found) -> str:
 
 def _writes(found: Found) -> str:
     loads = [found.get(f"singles x {writers}", {}) for writers in (1, 4)]
-    lost = sum(load.get("lost", 0) for load in found.values() if isinstance(load, dict))
-    return " / ".join(number(load["records_per_s"]) if "records_per_s" in load else _NONE for load in loads) + (
-        f", {lost:,} lost" if lost else ""
-    )
+    windows = [window for window in found.values() if isinstance(window, dict)]
+    lost = sum(window.get("lost", 0) for window in windows)
+    rates = " / ".join(number(load["records_per_s"]) if "records_per_s" in load else _NONE for load in loads)
+    broken = ", **then broken**" if any("crashed" in window for window in windows) else ""
+    return rates + (f", **{lost:,} lost**" if lost else "") + broken
 
 
 def _load(run: Results, peer: str) -> str:
