@@ -48,6 +48,8 @@ RETRY_S = 600
 NOTED_TRIES, NOTED_PAUSE_S = 20, 0.05
 #: How long a finished reply waits for a place among the threads.
 KEEP_PATIENCE_S = 10.0
+#: Ids of chats that a front end does not keep itself (Open WebUI's temporary ones): what it forgets, the group never knows.
+_FORGOTTEN_CHATS = ("temporary:", "local:")
 #: The model wants something done before it answers.
 _UNFINISHED = ("tool_calls", "function_call")
 Source = Literal["upstream", "crowd", "nobody", "chore"]
@@ -62,6 +64,7 @@ class Asked:
     body: dict[str, Any]
     conversation: str | None = None  # as the client names it
     chat: str | None = None  # a front end's own chat id: a name only among its user's
+    task: str | None = None  # what the client wants for itself, such as a title, where it says so
     lease_token: int | None = None
     idempotency_key: str | None = None
     repeated: bool = False  # the client's SDK says that it has sent this before
@@ -70,6 +73,11 @@ class Asked:
     def streamed(self) -> bool:
         """Whether chunks are wanted."""
         return bool(self.body.get("stream"))
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the chat is one that nobody keeps."""
+        return (self.chat or "").startswith(_FORGOTTEN_CHATS)
 
     @property
     def wants_usage(self) -> bool:
@@ -132,15 +140,16 @@ def prepare(history: History, who: Principal, asked: Asked, has_upstream: bool) 
     """What is to be done. Raises what the history raises: not a member, another group's conversation, the wheel taken."""
     group, user = who.place
     history.groups.member(group, user)
-    transcript = Transcript(asked.body["messages"])
+    transcript = Transcript(asked.body["messages"], task=bool(asked.task))
     plan = Plan(group, user, asked, transcript, "upstream" if has_upstream else "crowd")
     if transcript.is_chore:
         plan.source = "upstream" if has_upstream else "chore"
         plan.text = transcript.chore_reply()
         return plan
-    _know_again(history, plan)
-    if plan.kept is None:
-        _place(history, plan)
+    if not asked.forgotten:
+        _know_again(history, plan)
+        if plan.kept is None:
+            _place(history, plan)
     _retrieve(history, plan)
     return plan
 
@@ -366,7 +375,8 @@ class Completions:
         """Store the exchange unless it is stored already, or nothing was asked or said; returns the reply as stored."""
         asked = plan.transcript.question or plan.transcript.parts
         answered = text.strip() and head.get("finish_reason") not in _UNFINISHED
-        if plan.kept is not None or plan.transcript.is_chore or not asked or not answered:
+        wanted = asked and answered and not plan.transcript.is_chore and not plan.asked.forgotten
+        if plan.kept is not None or not wanted:
             return text
         try:
             return await self._patiently(keep, self._history, plan, text, head, usage)

@@ -1,7 +1,8 @@
 """What a client's list of messages says: the question to search for, what to keep of it, and which chat it continues.
 
 A chore is what a client asks for itself, under the user's name: a title, tags, follow-ups for its chat (Open WebUI's
-prompts, which begin with "### Task:"; LibreChat's). Chores are answered and never stored.
+prompts, which begin with "### Task:"; LibreChat's), or whatever it calls a task in a header. Chores are answered and never
+stored.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ _CHORE_STARTS = (
     "Please generate a concise, 5-word-or-less title",
     "Provide a concise, 5-word-or-less title",
 )
-#: Open WebUI asks which tool to call by a prompt of its own.
-_TOOL_CHOICE_START = "Available Tools: "
+#: Open WebUI's own first messages: which tool to call; what to note down about the user, which is nobody else's business.
+_CHORE_FIRST_STARTS = ("Available Tools: ", "You are Open WebUI's private memory reviewer")
 #: A real question, to which Open WebUI has put what it found in files: the question follows the context.
 _WITH_CONTEXT_START = "### Task:\nRespond to the user query using the provided context"
 _CONTEXT_END = "</context>"
 _QUERY_TAGS = re.compile(r"</?user_query>")
 #: The JSON that a chore asks for, by the key that its instructions name.
-_SHAPES: dict[str, Any] = {"title": None, "tags": [], "follow_ups": [], "queries": [], "prompt": "", "text": ""}
+_SHAPES: dict[str, Any] = {
+    "title": None,
+    "tags": [],
+    "follow_ups": [],
+    "queries": [],
+    "operations": [],
+    "prompt": "",
+    "text": "",
+}
 _FIRST_SAID = re.compile(r"^\s*USER:\s*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 NO_MODEL = "There is no model here that could do this."
 TITLE_WORDS_MAX = 6
@@ -46,8 +55,10 @@ def text_of(content: Any) -> str:
 class Transcript:
     """A client's `messages`, as it sent them; never changed."""
 
-    def __init__(self, messages: list[dict[str, Any]]) -> None:
+    def __init__(self, messages: list[dict[str, Any]], task: bool = False) -> None:
+        """`task`: the client says that this is a chore."""
         self.messages = messages
+        self._task = task
         places = [place for place, one in enumerate(messages) if one.get("role") == "user"]
         self.place = places[-1] if places else None
 
@@ -72,11 +83,13 @@ class Transcript:
     @cached_property
     def is_chore(self) -> bool:
         """True for what a client asks for itself, not for its user."""
+        if self._task:
+            return True
         text = text_of(self._content).lstrip()
         if text.startswith(_WITH_CONTEXT_START):
             return False
         first = text_of(self.messages[0].get("content")) if self.messages else ""
-        return text.startswith(_CHORE_STARTS) or first.startswith(_TOOL_CHOICE_START)
+        return text.startswith(_CHORE_STARTS) or first.startswith(_CHORE_FIRST_STARTS)
 
     def before(self) -> str | None:
         """A digest of what was said before the question; None if no answer was among it: this begins a chat."""
@@ -110,8 +123,10 @@ class Transcript:
 
 
 def _short(text: str) -> str:
-    title = " ".join(text.strip(' "').split()[:TITLE_WORDS_MAX])
-    return title if len(title) <= TITLE_CHARACTERS_MAX else title[: TITLE_CHARACTERS_MAX - 1] + "…"
+    words = text.strip(' "').split()
+    title = " ".join(words[:TITLE_WORDS_MAX])
+    cut = title[: TITLE_CHARACTERS_MAX - 1] if len(title) > TITLE_CHARACTERS_MAX else title
+    return f"{cut}…" if len(words) > TITLE_WORDS_MAX or cut != title else title
 
 
 def _digest(messages: Iterable[Mapping[str, Any]]) -> str:

@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1/chat", tags=["openai"])
 
 CONVERSATION_HEADER = "X-Sharedrag-Conversation"
 LEASE_HEADER = "X-Sharedrag-Lease"
+TASK_HEADER = "X-Sharedrag-Task"
 #: The client is gone; nobody reads this.
 CLIENT_CLOSED = 499
 
@@ -105,6 +106,10 @@ async def complete(
     call: Calling,
     conversation: Annotated[str | None, Header(alias=CONVERSATION_HEADER, max_length=256)] = None,
     chat: Annotated[str | None, Header(alias="X-OpenWebUI-Chat-Id", max_length=256)] = None,
+    task: Annotated[
+        str | None,
+        Header(alias=TASK_HEADER, max_length=256, description="What the client wants for itself (a title): never stored."),
+    ] = None,
     lease: Annotated[int | None, Header(alias=LEASE_HEADER)] = None,
     idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)] = None,
     retry_count: Annotated[str | None, Header(alias="X-Stainless-Retry-Count", include_in_schema=False)] = None,
@@ -118,6 +123,7 @@ async def complete(
         body.model_dump(exclude_unset=True, exclude_none=False),
         conversation=conversation or None,
         chat=chat or None,
+        task=task or None,
         lease_token=lease,
         idempotency_key=idempotency_key or None,
         repeated=(retry_count or "0") != "0",

@@ -211,6 +211,26 @@ def test_chores_are_answered_and_never_stored(bob: Member, prompt: str, key: str
     assert bob.conversations() == []
 
 
+def test_a_task_by_its_header_is_never_stored(bob: Member) -> None:
+    """Whatever its prompt; an empty header, as a template without a task leaves it, means nothing."""
+    assert not extra_of(bob.asks("Name this chat", extra_headers={"X-Sharedrag-Task": "title_generation"}))["stored"]
+    assert bob.conversations() == []
+    assert extra_of(bob.asks("Name this chat", extra_headers={"X-Sharedrag-Task": ""}))["stored"]
+
+
+@pytest.mark.parametrize("chat", ["temporary:8d1e", "local:8d1e"])
+def test_a_temporary_chat_is_answered_and_never_stored(ann: Member, bob: Member, chat: str) -> None:
+    """Open WebUI forgets it, and so does the group; each of its questions stands alone."""
+    told = ann.tells(FERRY, NO_FERRY)
+    here = {"X-OpenWebUI-Chat-Id": chat}
+    reply = bob.asks(FERRY, extra_headers=here)
+    chunks = bob.streams(FERRY, extra_headers=here)
+    assert NO_FERRY in reply.choices[0].message.content and NO_FERRY in text_of(chunks)
+    for extra in (extra_of(reply), extra_of(chunks[-1])):
+        assert not extra["stored"] and extra["conversation"] is None
+    assert bob.conversations() == [told]
+
+
 def test_parts_beside_text_are_kept(ann: Member, bob: Member) -> None:
     """The text is searched for; the image is in the stored message."""
     ann.tells("What is the flower on this picture?", "A hibiscus.")

@@ -71,7 +71,7 @@ def test_what_a_front_end_found_in_files_is_no_part_of_the_question() -> None:
 @pytest.mark.parametrize(
     ("prompt", "reply"),
     [
-        (TITLE, {"title": "Is there a ferry from Oahu"}),
+        (TITLE, {"title": "Is there a ferry from Oahu…"}),
         (TAGS, {"tags": []}),
         (FOLLOW_UPS, {"follow_ups": []}),
         (QUERIES, {"queries": []}),
@@ -96,6 +96,21 @@ def test_other_chores_are_told_that_there_is_no_model() -> None:
         asked = Transcript([user(prompt)])
         assert asked.is_chore and asked.chore_reply() == NO_MODEL
     assert Transcript([{"role": "system", "content": "Available Tools: []"}, user("Query: the weather?")]).is_chore
+
+
+def test_what_a_client_calls_a_task_is_a_chore() -> None:
+    """Its prompts are an administrator's to change: then its header says what they are."""
+    asked = Transcript(
+        [user('Name this chat: {"title": "..."}\n<chat_history>\nUSER: A ferry?\n</chat_history>')], task=True
+    )
+    assert asked.is_chore and orjson.loads(asked.chore_reply()) == {"title": "A ferry?"}
+
+
+def test_what_is_noted_of_a_user_is_a_chore() -> None:
+    """Open WebUI asks a model what to remember of its user; that is for nobody else to read."""
+    reviewer = {"role": "system", "content": "You are Open WebUI's private memory reviewer. Return only valid JSON."}
+    asked = Transcript([reviewer, user('Review the turn. Return {"operations":[]}\nConversation:\nuser: I am ill')])
+    assert asked.is_chore and orjson.loads(asked.chore_reply()) == {"operations": []}
 
 
 def test_people_may_talk_of_tasks() -> None:
