@@ -180,8 +180,12 @@ class Messages:
         replies = {pair.answer.id for pair in draft.pairs}
         exchanges = []
         for question, answer in draft.pairs:
-            before = [turn for turn in draft.turns[: places.get(question.id, 0)] if turn.counts]
-            said = (context.Turn(one.answers is not None or one.id in replies, one.text) for one in reversed(before))
+            # What only repeats the crowd makes no exchange, but it says what the talk is about.
+            before = [turn for turn in draft.turns[: places.get(question.id, 0)] if turn.role in ("user", "assistant")]
+            said = (
+                context.Turn(one.role == "assistant" or one.answers is not None or one.id in replies, one.text)
+                for one in reversed(before)
+            )
             exchanges.append((question.text, answer.text, context.previous(question.text, said)))
         return context.exchange_vectors(embedder, exchanges)
 

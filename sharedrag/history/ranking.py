@@ -45,7 +45,7 @@ class Weights(Model):
     alike: Share = Field(default=0.8, description="Share of common words from which two answers are near-duplicates.")
     depth: Annotated[int, Field(ge=1)] = Field(default=16, description="Candidates that are looked at, at least.")
     previous_question: Annotated[float, Field(ge=0)] = Field(default=0.3, description="Of it in a follow-up's vector.")
-    previous_answer: Annotated[float, Field(ge=0)] = Field(default=0.5, description="The same of the answer to it.")
+    previous_answer: Annotated[float, Field(ge=0)] = Field(default=1.0, description="The same of the answer to it.")
 
 
 class Reputation(NamedTuple):
