@@ -32,10 +32,9 @@ from server.routes import ROUTERS
 from server.settings import Settings
 from server.upstream import Upstream
 from server.watching import Watching
-from server.work import Overloaded, Work
+from server.work import Work
 from sharedrag import Pool
 from sharedrag.embed import load_embedder, threads_default
-from sharedrag.errors import SharedRagError
 from sharedrag.history import History
 
 _log = logging.getLogger("sharedrag.server")
@@ -116,7 +115,7 @@ async def _tidy(state: State) -> None:
             return
         try:
             await state.work.run(state.history.tidy)
-        except (SharedRagError, Overloaded) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next round may be spared it)
             _log.warning("tidying: %s", error)
 
 

@@ -49,6 +49,11 @@ class _Candidate(NamedTuple):
         """The message that answers."""
         return self.hit.metadata["answer_id"]  # type: ignore[no-any-return]
 
+    @property
+    def question_id(self) -> str:
+        """The message that asks."""
+        return self.hit.metadata["question_id"]  # type: ignore[no-any-return]
+
 
 class _Ranked(NamedTuple):
     """A candidate with all factors of its score."""
@@ -149,12 +154,13 @@ class _Asking:
         if not candidates:
             return []
         candidates, tallies, below = self._with_successors(candidates)
+        asked = self._tallies({one.question_id for one in candidates})
         authors = self._standings.authors(self._group.id, {one.hit.metadata["author"] for one in candidates})
         policy = self._group.policy
         ranked: dict[str, _Ranked] = {}
         for one in candidates:
             tally = tallies[one.answer_id]
-            if tally.is_hidden(policy.flags_to_hide):
+            if tally.is_hidden(policy.flags_to_hide) or asked[one.question_id].is_hidden(policy.flags_to_hide):
                 continue
             quality = ranking.quality(tally.up_weight, tally.down_weight, weights.z)
             since = max(tally.confirmed_us, _microseconds(one.hit.created))

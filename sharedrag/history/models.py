@@ -17,6 +17,7 @@ MemberRole = Literal["member", "moderator", "owner"]
 Moderation = Literal["visible", "flagged", "hidden"]
 
 USER_LENGTH_MAX = 256
+RETENTION_DAYS_MAX = 36_525  # a hundred years: "now less that" must still be a time
 #: No control characters: a user's name is shown in terminals and pages.
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=USER_LENGTH_MAX, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -35,7 +36,7 @@ class Model(BaseModel):
 class Policy(Model):
     """What a group decides for itself."""
 
-    retention_days: Annotated[float, Field(gt=0)] | None = Field(
+    retention_days: Annotated[float, Field(gt=0, le=RETENTION_DAYS_MAX)] | None = Field(
         default=None, description="Messages older than this are erased; null keeps them."
     )
     flags_to_hide: Annotated[int, Field(ge=1)] = Field(

@@ -172,6 +172,20 @@ def test_hidden_and_flagged_answers_are_never_shown(history: History, group: str
     assert history.ask(group, FERRY, user="bob") == []
 
 
+def test_a_hidden_question_is_not_shown_with_its_answer(history: History, group: str) -> None:
+    """An answer repeats its question: where members must not see the one, the other is not offered either."""
+    answer = _tell(history, group, "ann", FERRY, "Yes, from Maalaea.")
+    (found,) = history.ask(group, FERRY, user="bob")
+    history.marks.moderate(group, "ann", found.question_id, "hidden")
+    assert history.ask(group, FERRY, user="bob") == []
+    history.marks.moderate(group, "ann", found.question_id, "visible")
+    assert _ids(history.ask(group, FERRY, user="bob")) == [answer]
+    history.groups.update(group, policy=Policy(flags_to_hide=1))
+    history.marks.moderate(group, "ann", found.question_id, "visible")
+    history.marks.flag(group, "cid", found.question_id)
+    assert _ids(history.ask(group, FERRY, user="bob")) == [answer], "a moderator has looked at it"
+
+
 def test_deleted_messages_are_never_shown(history: History, group: str, remote: RemoteHistory) -> None:
     """Not with their exchange, and not by an exchange that a crash has left without one of its messages."""
     answer = _tell(history, group, "ann", FERRY, "Yes, from Maalaea.")

@@ -3,8 +3,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from sharedrag.history import History, NewMessage, NotFound, Policy
+from sharedrag.history.models import RETENTION_DAYS_MAX
 from tests.history.helpers import RemoteHistory, asked
 
 NOW = datetime.now(UTC)
@@ -38,6 +40,14 @@ def test_what_a_group_keeps_no_longer_is_erased(history: History, group: str, re
     assert counts["conversations"] == 2 and counts["messages"] == 1
     with pytest.raises(NotFound):
         history.conversations.get(group, "ann", old)
+
+
+def test_the_longest_retention_can_be_reckoned_with(history: History, group: str) -> None:
+    """What would lie before all time is refused, so that one group's wish never ends the tidying of all."""
+    with pytest.raises(ValidationError):
+        Policy(retention_days=1e9)
+    history.groups.update(group, policy=Policy(retention_days=RETENTION_DAYS_MAX))
+    assert set(history.tidy(NOW).values()) <= {0}
 
 
 def test_notes_and_leases_last_a_day(history: History, group: str) -> None:

@@ -116,7 +116,15 @@ def test_a_deleted_group_is_gone_with_its_keys(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"name": ""}, {"name": 7}, {"name": "x", "policy": {"retention_days": -1}}, {"name": "x", "colour": "red"}]
+    "body",
+    [
+        {},
+        {"name": ""},
+        {"name": 7},
+        {"name": "x", "policy": {"retention_days": -1}},
+        {"name": "x", "colour": "red"},
+        {"name": "x", "policy": {"retention_days": 1e308}},
+    ],
 )
 def test_a_group_that_means_nothing_is_refused(serving: Serving, body: dict[str, object]) -> None:
     """With 422 and the fields that are wrong."""
