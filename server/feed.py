@@ -20,15 +20,15 @@ from sharedrag.history.models import Event
 
 POLL_S = 0.01
 PAGE = 200  # events that a stream reads at a time while it catches up
-QUEUE_MAX = 2_000  # events that may wait for a slow reader
 _log = logging.getLogger("sharedrag.server")
 
 
 class Listener:
     """One stream's queue. Only the event loop touches it, but for `group`, `place` and `seen`, which are the thread's."""
 
-    def __init__(self, group: str | None) -> None:
+    def __init__(self, group: str | None, queue_max: int) -> None:
         self.group = group
+        self._queue_max = queue_max
         self.place: str | None = None  # where it joins
         self.seen: set[object] | None = None  # what it read when it joined, until the next look has passed
         self.waiting: deque[bytes] = deque()
@@ -37,7 +37,7 @@ class Listener:
 
     def hand(self, chunks: list[bytes]) -> None:
         """More to send. A reader that lets too much pile up is told so and has to come back."""
-        if self.ended is None and len(self.waiting) + len(chunks) > QUEUE_MAX:
+        if len(self.waiting) > self._queue_max and self.ended is None:  # before these: one look may bring any number
             self.waiting.clear()
             self.ended = "slow"
         if self.ended is None:

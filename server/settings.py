@@ -37,6 +37,12 @@ class Settings(BaseSettings):
     )
     burst: Annotated[int, Field(ge=1)] = Field(default=400, description="How many may come at once before the rate counts.")
     streams: Annotated[int, Field(ge=0)] = Field(default=256, description="Event streams of one worker; more get a 503.")
+    stream_queue: Annotated[int, Field(ge=1)] = Field(
+        default=2_000, description="Events that may wait for a slow reader; with more it is sent away."
+    )
+    stream_patience_s: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long a reader may take nothing at all before its connection is closed."
+    )
     keepalive_s: Annotated[float, Field(gt=0)] = Field(default=15.0, description="A silent event stream says so this often.")
     shutdown_s: Annotated[int, Field(ge=0)] = Field(
         default=30, description="How long answers in flight may take at the end."

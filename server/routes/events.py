@@ -21,7 +21,6 @@ from sharedrag.history.models import Event
 router = APIRouter(prefix="/v1/events", tags=["events"])
 
 KEEP_ALIVE = b": still here\n\n"
-_SEND_S = 30.0  # how long a reader may leave the connection's buffers full before it is let go
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -100,7 +99,7 @@ class _Stream(Response):
         """Run until either side has enough."""
         state = self._state
         feed: Feed = state.feed
-        listener = Listener(self._group)
+        listener = Listener(self._group, state.settings.stream_queue)
         gone = asyncio.ensure_future(_disconnected(receive))
         stopping = asyncio.ensure_future(state.stopping.wait())
         gone.add_done_callback(lambda _: listener.end("gone"))
@@ -169,7 +168,8 @@ class _Stream(Response):
                 listener.end("unauthorized")
 
     async def _write(self, send: Send, chunk: bytes) -> None:
-        await asyncio.wait_for(send({"type": "http.response.body", "body": chunk, "more_body": True}), _SEND_S)
+        patience_s = self._state.settings.stream_patience_s
+        await asyncio.wait_for(send({"type": "http.response.body", "body": chunk, "more_body": True}), patience_s)
 
 
 async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:

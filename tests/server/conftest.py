@@ -13,6 +13,8 @@ from tests.conftest import SHARED_MEMORY
 from tests.server.serving import Crowd, Serving
 
 FOLDER = Path(__file__).parent
+#: So that bounds are reached soon.
+SMALL = {"body_max": 262_144, "stream_queue": 100, "stream_patience_s": 200}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,7 +41,7 @@ def server_pool(server_pool_folder: Path) -> str:
 @pytest.fixture(scope="session")
 def serving(server_pool: str) -> Iterator[Serving]:
     """A server of two workers."""
-    with Serving(server_pool, label="node-a", arguments=("--access-log",), keepalive_s=1, body_max=262_144) as server:
+    with Serving(server_pool, label="node-a", arguments=("--access-log",), keepalive_s=1, **SMALL) as server:
         yield server
 
 

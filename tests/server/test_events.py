@@ -101,9 +101,9 @@ def test_a_reader_that_is_too_slow_is_let_go_with_a_clear_end(crowd: Crowd, serv
         assert b"200" in slow.recv(200)
         with crowd.as_user("ann") as ann, Listening(serving, key) as quick:
             conversation, _ = said(ann, "begin")
-            for _ in range(150):
-                said(ann, *["x" * 3_000] * 20, conversation=conversation)
-            for _ in range(3_001):
+            for _ in range(60):
+                said(ann, *["x" * 30_000] * 8, conversation=conversation)
+            for _ in range(481):
                 quick.until("message")
         slow.settimeout(20)
         received = b""
