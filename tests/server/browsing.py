@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-WAIT_MS = 15_000
+WAIT_MS = 60_000  # how slow a machine is fails no test; the first embedding loads a model
 
 
 @contextmanager
@@ -25,6 +25,7 @@ def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no chromium here: `make browser` installs Debian's")
     sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api.expect.set_options(timeout=WAIT_MS)
     with sync_api.sync_playwright() as playwright:
         # Its own sandbox wants user namespaces, which neither root nor a container has.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

@@ -15,7 +15,7 @@ from tests.server.serving import Crowd, Serving, said
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 QUESTION = "Is there a ferry from Oahu to Maui?"
 ANSWER = "No ferry sails there any more since 2009. Fly: forty minutes."
