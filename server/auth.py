@@ -7,6 +7,7 @@ A key is looked up for every request, so that revoking it on one node counts on 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
@@ -80,10 +81,17 @@ def credentials(request: Request) -> Credentials:
     return Credentials(
         key=key,
         group=headers.get(GROUP_HEADER) or request.query_params.get("group") or None,
-        user=headers.get(USER_HEADER) or None,
-        proxied_user=proxied,
+        user=_text(headers.get(USER_HEADER)),
+        proxied_user=_text(proxied),
         host=request.client.host if request.client else "",
     )
+
+
+def _text(header: str | None) -> str | None:
+    """A header's text: the bytes are read as Latin-1 on their way here, and clients that can send more send UTF-8."""
+    with suppress(UnicodeError):
+        header = header and header.encode("latin-1").decode()
+    return header or None
 
 
 def authenticate(history: History, rates: Rates, given: Credentials) -> Principal:
@@ -99,7 +107,7 @@ def authenticate(history: History, rates: Rates, given: Credentials) -> Principa
         user = given.user or (given.proxied_user if info.trusted else None)
     elif given.user not in (None, info.user):
         raise Trouble(NOT_ALLOWED, f"This key acts as its own user only; {USER_HEADER} is for the admin and trusted keys")
-    rates.count(user or given.key)
+    rates.count(given.key if user is None else f"{info.group or ''}/{user}")  # others' groups may have the same names
     if info.group is not None and given.group not in (None, info.group):
         raise NotFound(f"no group {given.group!r}", operation="authenticate", hint="This key is for another group")
     group = info.group or given.group

@@ -142,6 +142,7 @@ def prepare(history: History, who: Principal, asked: Asked, has_upstream: bool) 
     history.groups.member(group, user)
     transcript = Transcript(asked.body["messages"], task=bool(asked.task))
     plan = Plan(group, user, asked, transcript, "upstream" if has_upstream else "crowd")
+    plan.request = _fingerprint(plan)
     if transcript.is_chore:
         plan.source = "upstream" if has_upstream else "chore"
         plan.text = transcript.chore_reply()
@@ -157,7 +158,6 @@ def prepare(history: History, who: Principal, asked: Asked, has_upstream: bool) 
 def _know_again(history: History, plan: Plan) -> None:
     """Give the attempt its name; if it is an earlier one again, and was answered, take that answer."""
     asked = plan.asked
-    plan.request = _fingerprint(plan)
     plan.attempt = plan.request if asked.idempotency_key else secrets.token_hex(16)
     if not asked.repeated and not asked.idempotency_key:
         with contextlib.suppress(PoolFull):  # a full pool can still be asked, and so can the upstream
@@ -291,6 +291,8 @@ def keep(history: History, plan: Plan, text: str, head: Mapping[str, Any], usage
                 return plan.text
             time.sleep(NOTED_PAUSE_S)
         raise
+    if len(stored) < 2:  # an earlier attempt's, of which somebody has deleted the one or the other since
+        raise NotFound("this exchange was deleted", operation="completion", hint="Ask anew to have it stored again")
     plan.kept = Kept(conversation=plan.conversation, question_id=stored[0].id, answer_id=stored[1].id)
     known = {"attempt": plan.attempt, "at": time.time(), "kept": plan.kept.model_dump(), "source": plan.source}
     history.once.remember(group, user, plan.request, known | {"head": dict(head), "usage": usage})

@@ -163,13 +163,15 @@ async def join(group: str, body: NewMember, call: Calling) -> Response:
     """Let a user in, and get a key that acts as this user in this group.
 
     With the admin key, a user who is a member already gets another key and, if it differs, the new role. An owner can let in
-    only who is no member yet: a key for a member would let the owner act as somebody else.
+    only who is no member yet and never wrote here: with a key for anybody else the owner could act as them.
     """
 
     def job(history: History, who: Principal) -> tuple[Member, str, KeyInfo]:
         care(history, who, group)
         if not who.admin and _is_member(history, group, body.user):
             raise Trouble(CONFLICT, f"{body.user} is a member already; members make further keys for themselves")
+        if not who.admin and history.groups.has_written(group, body.user):
+            raise Trouble(CONFLICT, f"{body.user} was a member before; only the admin key lets them in again")
         member = history.groups.add_member(group, body.user, role=body.role)
         return (member, *history.keys.create(user=body.user, group=group))
 

@@ -118,6 +118,10 @@ class Groups:
             raise not_found("member")
         return member_of(found)
 
+    def has_written(self, group: str, user: str) -> bool:
+        """Whether there is a message of this user in the group, who may be a member no more."""
+        return bool(self._store.records.find(of_kind("message", group=group, user=user), limit=1))
+
 
 def _fields(group: Group) -> dict[str, object]:
     return {"kind": "group", "group": group.id, "name": group.name, "policy": group.policy.model_dump(exclude_defaults=True)}

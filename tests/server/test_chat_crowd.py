@@ -300,6 +300,19 @@ def test_an_idempotency_key_is_one_request(bob: Member) -> None:
     assert extra_of(bob.asks("Another?", extra_headers=key))["answer_id"] != extra_of(replies[0])["answer_id"]
 
 
+def test_a_request_whose_exchange_was_deleted_since_is_answered_and_stays_deleted(bob: Member) -> None:
+    """Sent again, it is no mistake of ours; what was deleted does not come back by it."""
+    key = {"Idempotency-Key": "trip-2"}
+    first = extra_of(bob.asks(FERRY, extra_headers=key))
+    path = f"/v1/conversations/{first['conversation']}"
+    assert bob.http.delete(f"{path}/items/{first['answer_id']}").status_code == 200
+    assert not extra_of(bob.asks(FERRY, extra_headers=key))["stored"]
+    assert bob.http.delete(path).status_code == 200
+    again = bob.asks(FERRY, extra_headers=key)
+    assert not extra_of(again)["stored"] and again.choices[0].message.content
+    assert extra_of(bob.asks(FERRY))["stored"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -315,6 +328,7 @@ def test_an_idempotency_key_is_one_request(bob: Member) -> None:
         b'{"messages": [{"role": "user", "content": "?", "x": "\\ud800"}]}',
         b'{"messages": [{"role": "user", "content": "?"}], "seed": 123456789012345678901234567890}',
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "### Task: {\\"title\\": ?} <chat_history> USER: \\ud800"}]}',
     ],
 )
 def test_what_means_nothing_is_refused_in_openais_shape(bob: Member, body: bytes) -> None:

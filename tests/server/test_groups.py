@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.server.serving import Crowd, Serving
+from tests.server.serving import Crowd, Serving, said
 
 
 def test_the_fixed_way_in(serving: Serving) -> None:
@@ -103,6 +103,12 @@ def test_an_owner_cares_for_the_group(crowd: Crowd) -> None:
             "new@example.org",
         }
         assert olga.delete(f"/v1/groups/{crowd.group}/members/new@example.org").status_code == 204
+        assert olga.post(f"/v1/groups/{crowd.group}/members", json={"user": "new@example.org"}).status_code == 201
+        said(ann, "Where is the beach?")
+        assert olga.delete(f"/v1/groups/{crowd.group}/members/ann").status_code == 204
+        assert olga.post(f"/v1/groups/{crowd.group}/members", json={"user": "ann"}).status_code == 409, "nor by this way"
+        with crowd.serving.client() as admin:
+            assert admin.post(f"/v1/groups/{crowd.group}/members", json={"user": "ann"}).status_code == 201
 
 
 def test_a_deleted_group_is_gone_with_its_keys(serving: Serving) -> None:
