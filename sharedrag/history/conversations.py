@@ -71,8 +71,7 @@ class Conversations:
         """
         fields = check_metadata(metadata)
         if id is None:
-            self._store.access(group, user)
-            return self._put(group, user, new_id("conv"), fields)
+            return self._new(group, user, fields)
         conversation = self.id_for(group, id)
         _, (known,) = self._store.access(group, user, conversation)
         if known is None:
@@ -88,6 +87,13 @@ class Conversations:
         """The id of the conversation that a client calls `name`; an id of ours is its own name."""
         check_text(name, "the conversation's name", _NAME_LENGTH_MAX)
         return name if name.startswith("conv_") else "conv_" + digest(group, name)
+
+    def _new(self, group: str, user: str, metadata: dict[str, Any], **more: Any) -> Conversation:
+        """One that has no name but its id. Raises `NotFound`."""
+        name = new_id("conv")
+        with self._store.changing(name):  # nobody else knows it, but an erasure waits for whoever was let in
+            self._store.access(group, user)
+            return self._put(group, user, name, metadata, **more)
 
     def _put(self, group: str, user: str, id: str, metadata: dict[str, Any], **more: Any) -> Conversation:
         fields = {"kind": "conversation", "group": group, "user": user, "metadata": metadata, **more}
@@ -173,7 +179,7 @@ class Conversations:
         if len(inherited) > FORK_DEPTH_MAX:
             raise invalid(f"a fork of more than {FORK_DEPTH_MAX} conversations", "Begin a new conversation instead")
         fork = Fork(conversation=id, message=message)
-        return self._put(group, user, new_id("conv"), {}, fork=fork.model_dump(), stretches=[list(one) for one in inherited])
+        return self._new(group, user, {}, fork=fork.model_dump(), stretches=[list(one) for one in inherited])
 
     def _newest(self, stretches: builtins.list[Stretch]) -> str | None:
         for one in reversed(stretches):

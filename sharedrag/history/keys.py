@@ -39,10 +39,11 @@ class Keys:
                 raise invalid("a trusted key of one user", "A trusted key names its users itself: leave out the user")
         if len(label) > _LABEL_LENGTH_MAX or not (label or "-").isprintable():
             raise invalid(f"label {label!r:.80}", f"Give at most {_LABEL_LENGTH_MAX} printable characters")
-        if group is not None:
-            self._store.access(group, user)
-        key = _PREFIX + secrets.token_urlsafe(32)
-        return key, self._store_key(key, user, group, trusted, label)
+        key = _new_key()
+        with self._store.changing(group or ""):  # who takes the member out meanwhile finds the key
+            if group is not None:
+                self._store.access(group, user)
+            return key, self._store_key(key, user, group, trusted, label)
 
     def _store_key(self, key: str, user: str | None, group: str | None, trusted: bool, label: str) -> KeyInfo:
         admin = user is None and group is None and not trusted
@@ -82,7 +83,8 @@ class Keys:
             if key is None:
                 if self._store.records.find(_ADMIN, limit=1):
                     return None
-                made, _ = self.create(label="made at first start")
+                made = _new_key()
+                self._store_key(made, None, None, False, "made at first start")
                 return made
             if not key.strip() or not key.isprintable():
                 raise invalid("the administrator's key is empty", "Give printable characters, or none to have one made")
@@ -91,6 +93,10 @@ class Keys:
                 self._store_key(key, None, None, False, _ENVIRONMENT)
             self._store.records.delete([one.id for one in before if one.id != _record_id(key)])
         return None
+
+
+def _new_key() -> str:
+    return _PREFIX + secrets.token_urlsafe(32)
 
 
 def _record_id(key: str) -> str:

@@ -136,7 +136,7 @@ class Marks:
 
         Raises `NotFound`, `NotAllowed`; `Conflict` where `new` is itself, in the end, superseded by `old`.
         """
-        with self._at(group, user, old) as (access, found):
+        with self._store.correcting(group), self._at(group, user, old) as (access, found):
             (other,) = self._store.get(new)
             successor = self._store.owned(other, group, "message")
             authors = (found.metadata["user"], successor.metadata["user"])

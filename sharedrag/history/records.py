@@ -159,6 +159,10 @@ def microseconds(moment: datetime) -> int:
     return round(moment.timestamp() * 1_000_000)
 
 
+def _lock_of(key: str) -> int:
+    return zlib.crc32(key.encode()) % LOCKS
+
+
 class Access(NamedTuple):
     """Who calls: a member with a role, or nobody in particular for the administrator."""
 
@@ -206,7 +210,15 @@ class Store:
     def changing(self, key: str) -> Iterator[None]:
         """Whoever changes what goes by this key, in whichever process, is alone inside."""
         # One of a few locks: a handle remembers every name that it has locked.
-        with self.pool.exclusive(f"{self.name}/{zlib.crc32(key.encode()) % LOCKS}"):
+        with self.pool.exclusive(f"{self.name}/{_lock_of(key)}"):
+            yield
+
+    @contextmanager
+    def correcting(self, group: str) -> Iterator[None]:
+        """Alone in saying which message of the group supersedes which: a look along the chain, which spans conversations,
+        still counts when the next link is written. Taken before any `changing`.
+        """
+        with self.pool.exclusive(f"{self.name}/correcting/{_lock_of(group)}"):
             yield
 
     def wait_for_others(self) -> None:

@@ -83,15 +83,19 @@ class Users:
         for kind, name in (("key", "keys"), ("member", "memberships")):
             counts[name] = _delete(store.records, _ids(store.records, And(Where("kind", "==", kind), wanted)))
         store.wait_for_others()
+        counts["keys"] += _delete(store.records, _ids(store.records, And(Where("kind", "==", "key"), wanted)))
+        messages = self._erase_messages(wanted, counts)
+        store.wait_for_others()  # whoever was about to answer, judge or remark on one of them has done so
+        counts["votes"] += _delete(store.records, store.marks_on(messages))
         if store.has_exchanges:
-            counts["exchanges"] = _delete(store.exchanges, _ids(store.exchanges, _exchanges_of(user, group)))
-        self._erase_messages(wanted, counts)
+            counts["exchanges"] += _delete(store.exchanges, _ids(store.exchanges, _exchanges_of(user, group)))
         self._erase_marks(user, group, wanted, counts)
         self._erase_conversations(wanted, counts)
         store.purge()
         return dict(counts)
 
-    def _erase_messages(self, wanted: Filter, counts: Counter[str]) -> None:
+    def _erase_messages(self, wanted: Filter, counts: Counter[str]) -> list[str]:
+        """Returns the ids that these messages had."""
         by_group: dict[str, list[str]] = {}
         table = self._store.records.scan(And(Where("kind", "==", "message"), wanted), columns=["id", "metadata"])
         for one, metadata in zip(table["id"].to_pylist(), table["metadata"].to_pylist(), strict=True):
@@ -101,6 +105,7 @@ class Users:
                 some = ids[start : start + _BATCH]
                 counts["exchanges"] += self._store.delete_messages(group, some)
                 counts["messages"] += len(some)
+        return [one for ids in by_group.values() for one in ids]
 
     def _erase_marks(self, user: str, group: str | None, wanted: Filter, counts: Counter[str]) -> None:
         records = self._store.records

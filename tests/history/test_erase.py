@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -182,6 +183,55 @@ def test_nothing_of_an_erased_user_slips_in(history: History, group: str, launch
     assert SECRET not in found and "bob" not in found
     assert everything(history) == found
     assert len(stopped) == 2
+
+
+@pytest.mark.parametrize("method", ["marks.vote", "marks.comment", "messages.append"])
+def test_who_was_about_to_answer_an_erased_user_leaves_nothing_of_theirs(
+    history: History, group: str, launcher: Launcher, method: str
+) -> None:
+    """Cid has looked up bob's question and is stopped before he writes what he makes of it; meanwhile bob is erased."""
+    conversation = history.conversations.create(group, "ann").id
+    (question,) = history.messages.append(group, "bob", conversation, [NewMessage(text=f"Who tunes a {SECRET}?")])
+    says: dict[str, tuple[object, ...]] = {
+        "marks.vote": (question.id, 1),
+        "marks.comment": (question.id, "I would like to know too"),
+        "messages.append": (conversation, [NewMessage(role="assistant", text="Cid does.", answers=question.id)]),
+    }
+    eraser = RemoteHistory(launcher, history.pool.path, fault="put.intent:stop:2")
+    eraser.begin("users.erase", "bob")
+    eraser.worker.wait_stopped()  # he is no member any more, his message is still there
+    slow = RemoteHistory(launcher, history.pool.path, fault="put.intent:stop")
+    slow.begin(method, group, "cid", *says[method])
+    slow.worker.wait_stopped()
+    eraser.worker.signal(signal.SIGCONT)
+    assert not eraser.worker.conn.poll(1.0), "it waits for whoever was let in"
+    slow.worker.signal(signal.SIGCONT)
+    slow.finish()
+    eraser.finish()
+    assert "bob" not in everything(history) and SECRET not in everything(history)
+    assert history.store.records.find({"message": question.id}) == []
+
+
+def test_whoever_was_let_in_is_waited_for(history: History, group: str, launcher: Launcher) -> None:
+    """Bob begins a conversation, forks one, makes a key, and is stopped before it is written: he is erased with it."""
+    theirs = history.conversations.create(group, "ann").id
+    history.messages.append(group, "ann", theirs, asked("Where is the beach?", "West."))
+    for call in (
+        ("conversations.create", group, "bob"),
+        ("conversations.fork", group, "bob", theirs),
+        ("keys.create", "bob", group),
+    ):
+        history.groups.add_member(group, "bob")
+        slow = RemoteHistory(launcher, history.pool.path, fault="put.intent:stop")
+        slow.begin(*call)
+        slow.worker.wait_stopped()
+        eraser = RemoteHistory(launcher, history.pool.path)
+        eraser.begin("users.erase", "bob")
+        assert not eraser.worker.conn.poll(1.0), "it waits for whoever was let in"
+        slow.worker.signal(signal.SIGCONT)
+        slow.finish()
+        eraser.finish()
+        assert "bob" not in everything(history), call[0]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_a_correction_is_made_and_taken_back(history: History, group: str, answe
     history.marks.unsupersede(group, "cid", cids)
     assert history.marks.standing(group, "ann", cids).superseded_by is None
     history.marks.supersede(group, "ann", mine, cids)
+
+
+def test_two_corrections_at_once_are_no_circle(history: History, group: str, answers: list[str], launcher: Launcher) -> None:
+    """Each in a conversation of its own, the one stopped between looking and writing: the other is told that it is late."""
+    first, second = (
+        RemoteHistory(launcher, history.pool.path, fault="put.intent:stop"),
+        RemoteHistory(launcher, history.pool.path),
+    )
+    first.begin("marks.supersede", group, "ann", answers[0], answers[2])
+    first.worker.wait_stopped()
+    second.begin("marks.supersede", group, "bob", answers[2], answers[0])
+    assert not second.worker.conn.poll(0.5), "it waits for who was first"
+    first.worker.signal(signal.SIGCONT)
+    first.finish()
+    with pytest.raises(Conflict):
+        second.finish()
+    assert history.marks.standing(group, "ann", answers[2]).superseded_by is None
 
 
 def test_flagged_by_enough_it_is_hidden_until_a_moderator_looks(history: History, group: str, answers: list[str]) -> None:
