@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.bench.__main__ import machine, number
+from tests.bench.__main__ import OTHERS, Others, machine, number
 from tests.bench.children import ask
 from tests.bench.figures import Figure, Limit, percentile
 from tests.bench_search import asked, llama, shrink, stage
@@ -39,7 +40,8 @@ class Bench:
     """One run: a folder on shared memory, gone afterwards."""
 
     def __init__(self, data: Path, folder: Path, rounds: int, seconds: float, tell: stage.Tell) -> None:
-        self._data, self._folder, self._rounds, self._seconds, self._tell = data, folder, rounds, seconds, tell
+        self._data, self._folder, self._rounds, self._seconds = data, folder, rounds, seconds
+        self.tell = tell
         self.figures: list[Figure] = []
 
     def _add(self, name: str, what: str, unit: str, rounds: list[float], **more: Any) -> None:
@@ -47,23 +49,34 @@ class Bench:
 
     def run(self, rows: int) -> None:
         """All figures at so many rows."""
-        self._tell(f"making {rows:,} rows from the real ones")
+        self.tell(f"making {rows:,} rows from the real ones")
         folder = self._folder / f"corpus-{rows}"
         corpus.prepare(self._data, folder, rows)
         path = self._folder / f"{rows}.pool"
-        self._loaded(stage.load(path, corpus.Corpus(folder), self._tell))
-        self._searched(rows, path, folder)
+        self._stage(lambda: self._loaded(stage.load(path, corpus.Corpus(folder), self.tell)))
+        self._stage(lambda: self._searched(rows, path, folder))
         if rows == _FILTERED_ROWS or rows < min(_ROWS):
-            self._tell(f"{rows:,} nodes through LlamaIndex")
-            nodes = self._folder / "nodes.pool"
-            medians = ask(llama.query, nodes, folder, self._rounds)
-            self._add(f"llama {rows}", f"{rows:,} rows: SharedVectorStore.query, k = 10, p50", "us", medians, demanded=1000)
-            nodes.unlink()
-        self._beside_writers(rows, path, folder)
+            self._stage(lambda: self._through_llama_index(rows, folder))
+        self._stage(lambda: self._beside_writers(rows, path, folder))
         if rows == _SHRUNK_ROWS or rows < min(_ROWS):
-            self._shrunk(rows, shrink.delete_most(path, rows, self._tell))
+            self._stage(lambda: self._shrunk(rows, shrink.delete_most(path, rows, self.tell)))
         path.unlink()
         shutil.rmtree(folder)
+
+    def _stage(self, measure: Callable[[], None]) -> None:
+        """Measure, and note what other processes took of the cores meanwhile."""
+        others, before = Others(), len(self.figures)
+        measure()
+        for one in self.figures[before:]:
+            one.notes[OTHERS] = round(others.share(), 2)
+
+    def _through_llama_index(self, rows: int, folder: Path) -> None:
+        self.tell(f"{rows:,} nodes through LlamaIndex")
+        nodes = self._folder / "nodes.pool"
+        medians = ask(llama.query, nodes, folder, self._rounds)
+        what = f"{rows:,} rows: SharedVectorStore.query through LlamaIndex, k = 10, p50"
+        self._add(f"llama {rows}", what, "us", medians, demanded=1000)
+        nodes.unlink()
 
     def _loaded(self, loaded: stage.Loaded) -> None:
         rows = loaded.rows
@@ -85,7 +98,7 @@ class Bench:
             self._add(f"{name} bytes {rows}", f"{rows:,} rows: {what}", "B/row", [size / rows], demanded=demanded)
 
     def _searched(self, rows: int, path: Path, folder: Path) -> None:
-        self._tell(f"{rows:,} rows: the pool and a private index by turns")
+        self.tell(f"{rows:,} rows: the pool and a private index by turns")
         found = ask(asked.alone, path, folder, self._rounds)
         turns, settings = found["private"], found["settings"]
         what = "private index of the same kind, ids and scores only, p50 us"
@@ -122,7 +135,7 @@ class Bench:
         self._add(f"newest {rows}", what, "us", found["newest"])
 
     def _beside_writers(self, rows: int, path: Path, folder: Path) -> None:
-        self._tell(f"{rows:,} rows: the same while two processes write 1,000 records/s each")
+        self.tell(f"{rows:,} rows: the same while two processes write 1,000 records/s each")
         turns, rates = asked.beside_writers(path, folder, self._seconds)
         self._add(
             f"beside writers {rows}",
@@ -150,10 +163,11 @@ def table(figures: list[Figure], about: dict[str, Any]) -> Table:
     """The figures, each beside its demand and what it is compared with."""
     caption = (
         f"{about['cores']} cores ({about['processor']}), Python {about['python']}, Linux {about['kernel']}, "
-        f"load before {about['load_before']}; medians of the rounds; one FAISS thread in each process"
+        f"load before {about['load_before']}; medians of the rounds; one FAISS thread in each process that asks; "
+        f"others: what other processes took of the cores meanwhile"
     )
     shown = Table(title="sharedrag: search over real sentence vectors, 384 dimensions", caption=caption, expand=False)
-    for name in ("what", "measured", "demanded", "", "to compare with"):
+    for name in ("what", "measured", "demanded", "", "others", "to compare with"):
         shown.add_column(name, justify="right" if name in ("measured", "demanded") else "left")
     for one in figures:
         bound = "at least" if one.higher_is_better else "at most"
@@ -161,8 +175,17 @@ def table(figures: list[Figure], about: dict[str, Any]) -> Table:
         mark = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[one.met]
         limit = "" if one.limit is None else f"{number(one.limit.value)}: {one.limit.what}"
         value = f"{one.value:.3f}" if not one.unit else f"{number(one.value)} {one.unit}"
-        shown.add_row(one.what, value, demanded, mark, limit)
+        shown.add_row(one.what, value, demanded, mark, f"{one.notes[OTHERS]:.0%}", limit)
     return shown
+
+
+def _as_json(figures: list[Figure], about: dict[str, Any], begun: float) -> str:
+    found = {
+        "machine": about,
+        "seconds": round(time.time() - begun, 1),
+        "figures": [one.as_json() for one in figures],
+    }
+    return json.dumps(found, indent=2) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,24 +206,21 @@ def main(arguments: list[str] | None = None) -> int:
     shared_memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="sharedrag-bench-", dir=shared_memory if shared_memory.is_dir() else None))
     rounds, seconds = (1, 2.0) if chosen.quick else (5, _SECONDS_BESIDE_WRITERS)
+    bench = Bench(chosen.data, folder, rounds, seconds, print)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
         # Drawn rarely: whoever draws takes a core from what is measured.
         with Progress(*columns, console=console, refresh_per_second=1, transient=True) as progress:
             task = progress.add_task("starting")
-            bench = Bench(chosen.data, folder, rounds, seconds, lambda text: progress.update(task, description=text))
+            bench.tell = lambda text: progress.update(task, description=text)
             for rows in chosen.rows or _ROWS:
                 bench.run(rows)
+                if chosen.json:  # who interrupts a long run keeps what it had
+                    chosen.json.write_text(_as_json(bench.figures, about, begun))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    console.print(table(bench.figures, about))
-    if chosen.json:
-        found = {
-            "machine": about,
-            "seconds": round(time.time() - begun, 1),
-            "figures": [one.as_json() for one in bench.figures],
-        }
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+        if bench.figures:
+            console.print(table(bench.figures, about))
     return 0
 
 
