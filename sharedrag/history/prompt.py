@@ -35,8 +35,8 @@ def as_data(answers: Sequence[Answer]) -> str:
     for number, one in enumerate(shown, start=1):
         lines += [
             f"[{number}] {_who(one)} answered on {one.created:%Y-%m-%d}{_judged(one)}",
-            f"Question: {_clipped(one.question)}",
-            f"Answer: {_clipped(one.answer)}",
+            f"Question: {_indented(_clipped(one.question))}",
+            f"Answer: {_indented(_clipped(one.answer))}",
             "",
         ]
     lines[-1] = f"{mark}>>>"
@@ -60,7 +60,8 @@ def as_reply(answers: Sequence[Answer]) -> str:
 def _who(answer: Answer) -> str:
     """Who answered, on one line whatever a name holds."""
     name = " ".join(answer.author.split())
-    return f"{answer.model or 'a model'}, asked by {name}," if answer.role == "assistant" else name
+    model = " ".join((answer.model or "").split()) or "a model"
+    return f"{model}, asked by {name}," if answer.role == "assistant" else name
 
 
 def _attribution(answer: Answer) -> str:
@@ -81,6 +82,11 @@ def _judged(answer: Answer) -> str:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= _LENGTH_MAX else text[: _LENGTH_MAX - 1] + "…"
+
+
+def _indented(text: str) -> str:
+    """Only our own lines begin at the margin: nobody's answer can go on as somebody else's."""
+    return "\n  ".join(text.splitlines())
 
 
 def _one_line(text: str, length_max: int = 300) -> str:
