@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "guide"
+HELD_S = 60.0
 PAUSE_S = 0.04  # between words: fast enough to read along
 KNOWN = {
     "ferry": "No. The Superferry stopped in 2009 and nobody has taken its place: fly from Honolulu to Kahului, 40 minutes.",
@@ -24,11 +25,16 @@ CHORES = {"title": "Hawaii by sea", "tags": ["travel"], "follow_ups": ["How long
 
 
 class Guide:
-    """The model's server, in threads of this process, at `url` until `stop`. `chores` is how many it was asked."""
+    """The model's server, in threads of this process, at `url` until `stop`. `chores` is how many it was asked.
+
+    While `may_end` is not set, replies stop before their last word.
+    """
 
     def __init__(self) -> None:
         guide = self
         self.chores = 0
+        self.may_end = threading.Event()
+        self.may_end.set()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -64,13 +70,21 @@ class Guide:
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
         handler.end_headers()
-        for delta, finish in _deltas(text):
+        for delta, finish in self._deltas(text):
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
             event = json.dumps(head | {"object": "chat.completion.chunk", "choices": [choice]})
             handler.wfile.write(f"data: {event}\n\n".encode())
             time.sleep(PAUSE_S)
         handler.wfile.write(b"data: [DONE]\n\n")
         handler.close_connection = True
+
+    def _deltas(self, text: str) -> Iterator[tuple[dict[str, str], str | None]]:
+        *words, last = text.split(" ")
+        for word in words:
+            yield {"content": f"{word} "}, None
+        self.may_end.wait(HELD_S)
+        yield {"content": last}, None
+        yield {}, "stop"
 
     def _answer(self, question: str) -> str:
         if question.startswith("### Task:"):
@@ -84,12 +98,6 @@ class Guide:
 def _question(messages: list[dict[str, Any]]) -> str:
     content = next(one["content"] for one in reversed(messages) if one["role"] == "user")
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
-
-
-def _deltas(text: str) -> Iterator[tuple[dict[str, str], str | None]]:
-    for word in text.split(" "):
-        yield {"content": f"{word} "}, None
-    yield {}, "stop"
 
 
 def _send(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
