@@ -19,6 +19,7 @@ import uvicorn.config
 from uvicorn.supervisors import Multiprocess
 
 from server.app import open_history
+from server.protocol import BoundedHead
 from server.settings import Settings
 
 _BACKLOG = 2048
@@ -47,7 +48,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             port=port,
             workers=workers,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHead,
             ws="none",
             backlog=_BACKLOG,
             access_log=access_log,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -112,6 +114,36 @@ def test_a_body_that_is_too_large_is_refused(crowd: Crowd) -> None:
         assert ann.post(path, content=body, headers=json_type).status_code == 413
         assert ann.post(path, content=chunks(), headers=json_type).status_code == 413
         assert len(ann.get(path).json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /", b"a" * 4096),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ", b"a" * 4096),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n" * 500),
+        (b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X-A: b\r\n" * 500),
+        (b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a" * 4096),
+    ],
+)
+def test_a_head_that_never_ends_is_cut_off(serving: Serving, begin: bytes, more: bytes) -> None:
+    """Who has shown no key yet cannot make a worker gather megabytes of request line, headers or trailers."""
+    url = httpx.URL(serving.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(begin)
+        assert _is_cut_off(connection, more)
+    with serving.client() as admin:
+        assert admin.get("/v1/groups", headers={"X-A": "a" * 30_000}).status_code == 200
+
+
+def _is_cut_off(connection: socket.socket, more: bytes) -> bool:
+    try:
+        for _ in range(1000):
+            connection.sendall(more)
+            time.sleep(0.001)
+    except OSError:  # reset, or a broken pipe
+        return True
+    return False
 
 
 def test_no_other_origins_page_may_call(crowd: Crowd, serving: Serving) -> None:
