@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import signal
 import socket
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from types import FrameType
 
 import faiss
 from fastapi import FastAPI, Request
@@ -28,6 +25,7 @@ from server.limits import BodyLimit, Rates
 from server.mcp import PATH as MCP_PATH
 from server.mcp import McpDoor
 from server.metrics import Measured, Metrics
+from server.process import end_with_parent, tell_when_stopped
 from server.routes import ROUTERS
 from server.settings import Settings
 from server.upstream import Upstream
@@ -104,7 +102,8 @@ async def _start(state: State) -> None:
     state.feed = Feed(state.history, asyncio.get_running_loop())
     state.watching = Watching(state.history, state.work, state.stopping)
     state.tidying = asyncio.create_task(_tidy(state)) if settings.tidy_s else None
-    _tell_when_stopped(state.stopping)
+    tell_when_stopped(state.stopping)
+    end_with_parent()
 
 
 async def _tidy(state: State) -> None:
@@ -129,23 +128,6 @@ async def _stop(state: State) -> None:
         await state.upstream.aclose()
     await asyncio.to_thread(state.work.close)
     await asyncio.to_thread(state.history.pool.close)
-
-
-def _tell_when_stopped(stopping: asyncio.Event) -> None:
-    """Set `stopping` at SIGTERM and SIGINT, before the server's own handlers: it waits for streams, which wait for this."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.getsignal(number)
-
-        def handle(received: int, frame: FrameType | None, before: object = before) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(stopping.set)
-            if callable(before):
-                before(received, frame)
-
-        signal.signal(number, handle)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -10,15 +10,19 @@ import copy
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 import uvicorn.config
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from server.app import open_history
+from server.app import create_app, open_history
+from server.process import PARENT_VARIABLE
 from server.protocol import BoundedHead
 from server.settings import Settings
 
@@ -27,8 +31,11 @@ _KEEP_ALIVE_S = 75
 _HANGS_AFTER_S = 60  # a worker that was killed is missed at once; one that starts on a busy machine must not be
 
 
-def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; answers in flight are finished first. `show_key` gets an admin key made just now."""
+def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; answers in flight are finished first. `show_key` gets an admin key made just now.
+
+    Returns the exit code: 1 if workers could not start.
+    """
     given = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
     history = open_history(settings, maintenance=False)
     try:
@@ -42,7 +49,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
         os.environ.update(_environment(settings, folder, workers))
         os.environ.pop("SHAREDRAG_ADMIN_KEY", None)  # its hash is in the pool: no worker needs the key
         config = uvicorn.Config(
-            "server.app:create_app",
+            "server.serve:application",
             factory=True,
             host=host,
             port=port,
@@ -58,10 +65,21 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             timeout_graceful_shutdown=settings.shutdown_s,
             timeout_worker_healthcheck=_HANGS_AFTER_S,
         )
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+        supervisor.run()
+        return 1 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def application() -> FastAPI:
+    """A worker's application. What keeps it from being made keeps the next worker's too: the exit code says so."""
+    try:
+        return create_app()
+    except Exception:
+        logging.getLogger("uvicorn.error").exception("this worker cannot start")
+        sys.exit(STARTUP_FAILURE)
 
 
 class WithoutQuery(logging.Filter):
@@ -90,6 +108,7 @@ def _environment(settings: Settings, folder: str | None, workers: int) -> dict[s
         for name, value in settings.model_dump(include=settings.model_fields_set).items()
         if isinstance(value, (str, int, float, os.PathLike)) and not isinstance(value, bool)
     }
+    told[PARENT_VARIABLE] = str(os.getpid())
     if folder is not None:
         told["SHAREDRAG_METRICS_FOLDER"] = folder
     cores = max(1, len(os.sched_getaffinity(0)) // workers)

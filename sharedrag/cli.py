@@ -327,7 +327,7 @@ def serve(
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValueError as error:  # pydantic's: a variable that means nothing
         raise typer.BadParameter(str(error)) from None
-    run(settings, host, port, workers, access_log, _show_admin_key)
+    raise typer.Exit(run(settings, host, port, workers, access_log, _show_admin_key))
 
 
 def _show_admin_key(key: str) -> None:

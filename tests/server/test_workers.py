@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +110,30 @@ def test_more_than_it_can_do_is_refused_at_once(server_pool_folder: object) -> N
         assert set(statuses) == {200, 503} and len(retry_after) == statuses.count(503)
         with crowd.as_user("ann") as ann:
             assert ann.get(f"/v1/conversations/{conversation}").status_code == 200
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(server_pool_folder: object) -> None:
+    """A parent that is killed leaves no orphans that keep the port: another can start."""
+    with Serving(f"{server_pool_folder}/parent.pool", 2) as server:
+        pids = server.worker_pids()
+        server.process.kill()
+        deadline = time.monotonic() + 60
+        while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(pids) == 2 and not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def test_workers_that_cannot_start_end_the_server(server_pool_folder: object) -> None:
+    """The parent tells by its exit code, instead of starting them for ever."""
+    environment = os.environ | {"SHAREDRAG_METRICS_FOLDER": "/proc/none", "SHAREDRAG_ADMIN_KEY": "a-key"}
+    command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/none.pool", "--port", "0"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and "failed to start" in done.stderr

@@ -1,0 +1,40 @@
+"""What a worker process owes its surroundings: it tells its streams that it ends, and does not outlive its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import threading
+from types import FrameType
+
+PARENT_VARIABLE = "SHAREDRAG_SERVE_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+def tell_when_stopped(stopping: asyncio.Event) -> None:
+    """Set `stopping` at SIGTERM and SIGINT, before the server's own handlers: it waits for streams, which wait for this."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def handle(received: int, frame: FrameType | None, before: object = before) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(stopping.set)
+            if callable(before):
+                before(received, frame)
+
+        signal.signal(number, handle)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent is gone, if `serve` is it: else orphans would keep the port."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it went before we asked
+        signal.raise_signal(signal.SIGTERM)
