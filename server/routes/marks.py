@@ -62,7 +62,7 @@ class Flag(BaseModel):
 
 
 class Moderated(BaseModel):
-    """Whether members see it."""
+    """Whether the crowd's answers may show it. In its conversation it stays."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -104,8 +104,7 @@ async def comment(item: str, body: NewComment, call: Calling) -> Response:
 @_marks.delete("/comments/{comment}", status_code=204, response_class=Response, responses=problems.documented())
 async def uncomment(item: str, comment: str, call: Calling) -> Response:
     """Take a remark away. Wants its author or a moderator."""
-    del item
-    await call(lambda history, who: history.marks.delete_comment(*who.place, comment))
+    await call(lambda history, who: history.marks.delete_comment(*who.place, comment, item))
     return Response(status_code=204)
 
 

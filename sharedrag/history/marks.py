@@ -121,10 +121,12 @@ class Marks:
         self._store.owned(found, group, "message")
         return [comment_of(one) for one in self._store.records.find(of_kind("comment", message=message))]
 
-    def delete_comment(self, group: str, user: str | None, comment: str) -> None:
-        """Take a remark away; for its author and for moderators. Raises `NotFound`, `NotAllowed`."""
+    def delete_comment(self, group: str, user: str | None, comment: str, message: str | None = None) -> None:
+        """Take a remark (on this message) away; for its author and for moderators. Raises `NotFound`, `NotAllowed`."""
         access, (found,) = self._store.access(group, user, comment)
         record = self._store.owned(found, group, "comment")
+        if message not in (None, record.metadata["message"]):
+            raise not_found("comment")
         if access.user != record.metadata["user"] and not access.moderates:
             raise not_allowed("only its author may delete a comment", "Ask a moderator of the group")
         self._store.vanish(group, "comment", [comment], message=record.metadata["message"])

@@ -86,7 +86,9 @@ def test_remarks(history: History, group: str, answers: list[str], remote: Remot
         history.marks.delete_comment(group, "cid", first.id)
     remote.call("marks.delete_comment", group, "bob", first.id)
     assert history.marks.standing(group, "ann", answers[0]).comments == 1
-    history.marks.delete_comment(group, "ann", second.id)  # the group's owner
+    with pytest.raises(NotFound):
+        history.marks.delete_comment(group, "ann", second.id, answers[1])
+    history.marks.delete_comment(group, "ann", second.id, answers[0])  # the group's owner
     assert remote.call("marks.comments", group, "ann", answers[0]) == []
     with pytest.raises(NotFound):
         history.marks.delete_comment(group, "bob", first.id)
