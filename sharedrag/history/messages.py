@@ -366,7 +366,6 @@ def _check(messages: object) -> list[NewMessage]:
 
 
 def turn_of(record: Record) -> pairing.Turn:
-    """A message's record, as far as pairing looks at it."""
     """A message's record as pairing looks at it."""
     held = record.metadata
     return pairing.Turn(
@@ -381,7 +380,6 @@ def turn_of(record: Record) -> pairing.Turn:
 
 
 def exchange_fields(group: str, pair: pairing.Pair, answer: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of an exchange; `answer` is that of its answer."""
     """An exchange's metadata; `answer` is that of the message that answers."""
     fields = {
         "kind": "exchange",
