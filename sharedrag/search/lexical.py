@@ -140,8 +140,8 @@ class Lexicon:
         """For each row, given as (part, row): its BM25 score, as a share of the most that the question could bring any row.
 
         From 0 (none of its words) to below 1. Unlike the scores themselves, shares of different questions can be compared.
-        The lightest terms (a fortieth of the whole or less), and all but the 32 heaviest, are passed over: they change little.
-        Raises `PoolDamaged` for texts that are not UTF-8.
+        The lightest terms (a fortieth of the whole or less), and all but the 32 heaviest, are passed over: they change
+        little. Raises `PoolDamaged` for texts that are not UTF-8.
         """
         hashes, asked = words.of_question(question)
         scores = [0.0] * len(rows)
