@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 import faiss
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -60,6 +61,7 @@ def node_name(settings: Settings) -> str:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Its state has `settings`, `node`, `metrics`, and while it runs what `_start` puts there."""
     settings = settings or Settings()
+    logging.basicConfig(format="%(levelname)s:     %(message)s")  # before the MCP SDK installs a handler of its own
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await _stop(app.state)
 
-    app = FastAPI(title="sharedrag", version="1", lifespan=lifespan)
+    app = FastAPIOffline(title="sharedrag", version="1", lifespan=lifespan)  # /docs wants nothing from elsewhere
     app.state.settings = settings
     app.state.node = node_name(settings)
     app.state.metrics = Metrics(settings.metrics_folder)
