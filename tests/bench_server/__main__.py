@@ -134,22 +134,23 @@ def _rate(was: dict[str, Any]) -> str:
     if "failed" in was:
         return str(was["failed"])
     recall = f", recall@10 {was['recall']}" if "recall" in was else ""
+    cost = f", {was['processor_ms']:.2f} ms of processor each" if "processor_ms" in was else ""
     errors = f", {was['errors']} errors" if was["errors"] else ""
-    return f"{was['per_second']:,.0f} / s, p50 {was['p50_ms']} ms, p99 {was['p99_ms']} ms{recall}{errors}"
+    return f"{was['per_second']:,.0f} / s, p50 {was['p50_ms']} ms, p99 {was['p99_ms']} ms{cost}{recall}{errors}"
 
 
 def _memory(found: dict[str, Any]) -> list[str]:
-    lines = []
-    empty = found["memory"]["empty"]["second_private"]
-    for name, rows in (("tenth", found["rows"] // 10), ("all", found["rows"])):
-        was = found["memory"][name]
-        own = max(0, was["second_private"] - empty)
-        text = (
-            f"{own / MIB:.1f} MiB beyond an empty pool's worker ({empty / MIB:.0f} MiB), "
-            f"{100 * own / was['data']:.1f} % of {was['data'] / MIB:.0f} MiB"
-        )
-        lines.append(f"| private memory of the second worker, {rows:,} exchanges | {text} | under 15 % |")
-    return lines
+    """What ten times the data adds to the second worker, beside what it adds to the pool; and all that it holds."""
+    empty, few, all_ = (found["memory"][name] for name in ("empty", "tenth", "all"))
+    more, data = all_["second_private"] - few["second_private"], all_["data"] - few["data"]
+    held = ", ".join(f"{one['second_private'] / MIB:.0f}" for one in (empty, few, all_))
+    text = f"{held} MiB at 0, {found['rows'] // 10:,} and {found['rows']:,} exchanges"
+    grown = f"the last step adds {more / MIB:.1f} MiB for {data / MIB:.0f} MiB of data: {100 * more / data:.1f} %"
+    own = 100 * (all_["second_private"] - empty["second_private"]) / all_["data"]
+    return [
+        f"| private memory of the second worker | {text}; {grown} | |",
+        f"| of it beyond an empty pool's worker, at {found['rows']:,} | {own:.1f} % of the data | under 15 % |",
+    ]
 
 
 def _say(what: str) -> None:

@@ -56,7 +56,7 @@ def corpus(folder: Path, rows: int) -> Corpus:
 def fill(pool_path: str, data: Corpus, capacity: str = "2 GiB") -> str:
     """A pool with one group that holds the corpus, indexed; returns the group's id."""
     began = datetime.now(UTC) - timedelta(days=30)
-    with Pool.open(pool_path, create=True, capacity=capacity, name="bench") as pool:
+    with Pool.open(pool_path, create=True, capacity=capacity, name="bench", maintenance=False) as pool:
         history = History(pool, embedder=_NamedOnly())
         group = history.groups.create("bench").id
         for start in range(0, len(data.questions), _BATCH):
@@ -72,8 +72,10 @@ def fill(pool_path: str, data: Corpus, capacity: str = "2 GiB") -> str:
             draft = history.bulk.draft(group, "bench", messages)
             places = [int(draft.fresh[pair.question.id].name[1:]) for pair in draft.pairs]
             history.bulk.put(draft, data.vectors[places])
-        while pool.maintain().blocks_built:
-            pass
+        while True:
+            report = pool.maintain()
+            if report.elected and not (report.blocks_built or report.segments_merged):
+                break
     return group
 
 

@@ -89,7 +89,7 @@ class _Client(asyncio.Protocol):
 
 async def _run(port: int, requests: list[bytes], clients: int, seconds: float, warm_s: float) -> Load:
     loop = asyncio.get_running_loop()
-    for length in (warm_s, seconds):
+    for length in (warm_s, seconds) if warm_s else (seconds,):
         until = [time.perf_counter() + length + 0.1]
         protocols, ends = [], []
         began, began_cpu = time.perf_counter(), time.process_time()

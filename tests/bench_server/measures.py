@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 
 from sharedrag import Pool
 from sharedrag.info import process_memory
@@ -45,10 +46,7 @@ def asked(pool: str, group: str, data: corpora.Corpus, workers: int, rounds: int
         port = int(serving.url.rsplit(":", 1)[1])
         requests = corpora.requests(data, key, f"127.0.0.1:{port}")
         _warm(port, requests, workers)
-        before = _processor_s(serving)
-        runs = [load(port, requests, CLIENTS, seconds, warm_s=1.0) for _ in range(rounds)]
-        used = _processor_s(serving) - before
-        return _middle(runs) | {"worker_ms_of_processor": round(1e3 * used / sum(one.requests for one in runs) * 0.9, 3)}
+        return _loaded(port, requests, serving.process.pid, rounds, seconds)
 
 
 def _warm(port: int, requests: list[bytes], workers: int) -> None:
@@ -68,12 +66,18 @@ def _key(serving: Serving, group: str, user: str = "user-1") -> str:
     return str(made.json()["key"])
 
 
-def _processor_s(serving: Serving) -> float:
-    ticks = 0
-    for pid in serving.worker_pids():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def _processor_s(root: int) -> float:
+    """What a process and all below it have had of the processors so far."""
+    tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in tree)
+
+
+def _loaded(port: int, requests: list[bytes], root: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Rounds of load on the server whose processes begin with `root`; the middle one, and the processor time of a request."""
+    before = _processor_s(root)
+    runs = [load(port, requests, CLIENTS, seconds, warm_s=0.0) for _ in range(rounds)]
+    used = _processor_s(root) - before
+    return {**_middle(runs), "processor_ms": round(1e3 * used / sum(one.requests for one in runs), 3)}
 
 
 def peer(name: str, python: Path, data: corpora.Corpus, data_folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def peer(name: str, python: Path, data: corpora.Corpus, data_folder: Path, round
             _wait_for(port)
             requests = corpora.requests(data, "none", f"127.0.0.1:{port}")
             load(port, requests, CLIENTS, seconds=2.0, warm_s=1.0)
-            return {**_middle([load(port, requests, CLIENTS, seconds, warm_s=1.0) for _ in range(rounds)]), **said}
+            return {**_loaded(port, requests, process.pid, rounds, seconds), **said}
         finally:
             process.stdin.close()
             process.wait(30)

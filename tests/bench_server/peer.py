@@ -4,7 +4,7 @@
 
 starts the peer's own server, loads it, chooses the quickest setting that finds 95 of 100, prints one line of JSON and
 serves `POST /v1/ask` on PORT by one uvicorn worker, with the loop and parser that ours has, until its standard input ends.
-`chroma-serve` is Chroma's server. `valkey` is a semantic cache as RedisVL's or GPTCache's: a vector query to RediSearch (over
+`chroma-serve` is Chroma's server. `valkey` is a semantic cache as RedisVL's or GPTCache's: a vector query to RediSearch (on
 Valkey), here with an HNSW index and no library in between, which is the most that such a cache could do. They are asked for
 less than `/v1/ask` answers: no words, no marks, no check that an exchange still exists, no scope.
 """
