@@ -68,7 +68,9 @@ def _load(run: Results, peer: str) -> str:
     if "found" in got:
         return number(got["found"]["rows_per_s"])
     told = got.get("cannot") or got.get("failed") or _NONE
-    return told.partition(":")[0].removesuffix(" at most") if told.startswith("not done") else _NONE
+    if told.startswith("not done"):
+        return told.partition(":")[0]
+    return "failed" if "failed" in got else _NONE
 
 
 def _visible(run: Results, peer: str) -> str:
