@@ -73,7 +73,7 @@ def _processor_s(root: int) -> float:
 
 
 def _loaded(port: int, requests: list[bytes], root: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Rounds of load on the server whose processes begin with `root`; the middle one, and the processor time of a request."""
+    """Rounds of load on the server below the process `root`: the middle one, and the processor time of a request."""
     before = _processor_s(root)
     runs = [load(port, requests, CLIENTS, seconds, warm_s=0.0) for _ in range(rounds)]
     used = _processor_s(root) - before
