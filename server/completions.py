@@ -29,7 +29,7 @@ from server import shapes
 from server.auth import Principal
 from server.problems import BAD_REQUEST, Trouble
 from server.transcript import Transcript, text_of
-from server.upstream import Upstream, UpstreamError
+from server.upstream import Upstream, UpstreamError, as_json
 from server.work import Overloaded, Work
 from sharedrag.errors import PoolFull, SharedRagError
 from sharedrag.history import History, prompt
@@ -187,8 +187,8 @@ def _fingerprint(plan: Plan) -> str:
     """The same for the same request of the same user, and for no other."""
     asked = plan.asked
     try:
-        body = orjson.dumps(asked.body, option=orjson.OPT_SORT_KEYS)
-    except TypeError as error:
+        body = as_json(asked.body, sort_keys=True)
+    except ValueError as error:
         raise Trouble(BAD_REQUEST, f"The body cannot be passed on as JSON: {error}") from None
     named = (plan.group, plan.user, asked.conversation, asked.chat, asked.idempotency_key)
     return "completion/" + hashlib.sha256(orjson.dumps(named) + body).hexdigest()

@@ -8,6 +8,7 @@ client is to see in OpenAI's shape. A caller that is cancelled closes its connec
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -114,7 +115,7 @@ class Upstream:
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """A response whose status says success, its body not yet read; its reader closes it."""
-        content = None if body is None else orjson.dumps(body)
+        content = None if body is None else as_json(body)
         for attempt in range(RETRIES + 1):
             last = attempt == RETRIES
             request = self._client.build_request(
@@ -137,6 +138,14 @@ class Upstream:
                     raise refused
             await asyncio.sleep(PAUSE_S * 2**attempt * (1 + random.random()))
         raise AssertionError("the last attempt returns or raises")
+
+
+def as_json(body: Any, sort_keys: bool = False) -> bytes:
+    """A client's JSON as it is passed on. Raises ValueError for what no JSON can hold, such as a lone surrogate."""
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
+    except TypeError:  # also a whole number of more than 64 bits
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys).encode()
 
 
 async def _json(response: httpx.Response) -> dict[str, Any]:
