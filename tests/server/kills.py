@@ -97,7 +97,8 @@ class Loader:
         missing = [one for one in self.acknowledged if one not in known]
         assert not missing, f"{len(missing)} acknowledged messages are missing: {missing[:3]}"
         assert len(known) == len(stored) == len({text for _, text in stored}), "a message is there twice"
-        assert [one for one in stored if one in set(self.acknowledged)] == self.acknowledged, "order"
+        acknowledged = set(self.acknowledged)
+        assert [one for one in stored if one in acknowledged] == self.acknowledged, "order"
 
 
 def kill_one_worker(serving: Serving) -> float:
