@@ -20,7 +20,7 @@ from sharedrag.arena.attachment import Arena, suitable_path
 from sharedrag.arena.manifest import CollectionEntry, differs
 from sharedrag.collection import Collection
 from sharedrag.errors import CollectionDropped, PoolBusy, PoolNotFound, SharedRagError
-from sharedrag.info import CollectionInfo, MaintenanceReport, PoolInfo, VerifyReport
+from sharedrag.info import CollectionInfo, MaintenanceReport, MemoryOf, PoolInfo, VerifyReport
 from sharedrag.keeper import Keeper
 from sharedrag.maintenance import verify
 from sharedrag.maintenance.budget import Budget
@@ -230,7 +230,7 @@ class Pool:
 
     # ------------------------------------------------------------------ information and care
 
-    def info(self, *, memory: info.MemoryOf = info.process_memory) -> PoolInfo:
+    def info(self, *, memory: MemoryOf = info.process_memory) -> PoolInfo:
         """Collections, segments, lanes and who holds them, sessions, bytes used, reserved and in all.
 
         `memory` says what a process costs; to ask the kernel takes milliseconds for each.
@@ -238,7 +238,7 @@ class Pool:
         with self.arena.session.stays():
             return self._info(memory)
 
-    def _info(self, memory: info.MemoryOf) -> PoolInfo:
+    def _info(self, memory: MemoryOf) -> PoolInfo:
         geometry = self.arena.geometry
         nodes = [info.node_info(self.arena, node) for node in range(geometry.nodes)]
         lane = self._writer.lane

@@ -355,7 +355,7 @@ def _score_of(postings: Postings, place: int, spans: list[_Span], weighed: _Weig
         if at < end and places[at] == place:
             count = counts[at]
             if count == COUNT_MAX:
-                count = float(postings.counts_at(np.array([at]))[0])
+                count = int(postings.counts_at(np.array([at]))[0])
             score += float(weight) * count / (count + normal)
     return score
 
