@@ -48,9 +48,9 @@ class Rates:
     """The rates of callers, and of those whose keys are wrong."""
 
     def __init__(self, rate: float, burst: int) -> None:
-        """`rate` requests a second for each caller, `burst` at once; 0 is no limit."""
+        """`rate` requests a second for each caller, `burst` at once; 0 is no limit, for wrong keys neither."""
         self._callers = Buckets(rate, burst)
-        self._failures = Buckets(_FAILURES_PER_S, _FAILURES_BURST)
+        self._failures = Buckets(_FAILURES_PER_S if rate else 0.0, _FAILURES_BURST)
 
     def count(self, caller: str) -> None:
         """One more request of a caller. Raises a 429 problem."""

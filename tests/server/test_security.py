@@ -222,3 +222,12 @@ def test_a_full_pool_says_so(server_pool_folder: object) -> None:
                     break
             assert answer.status_code == 507 and answer.json()["error"]["code"] == "pool_full"
             assert ann.get(f"{path}/{first}").status_code == 200
+
+
+def test_who_guesses_keys_is_told_to_wait(pool_path: str) -> None:
+    """After some wrong keys from one address the next are a 429 with a time to return; a right key is not kept waiting."""
+    with Serving(pool_path, 1, rate=1000) as server, server.client("sr_wrong") as guesser, server.client() as admin:
+        statuses = [guesser.get("/v1/groups").status_code for _ in range(60)]
+        assert statuses[0] == 401 and statuses[-1] == 429
+        assert guesser.get("/v1/groups").headers["retry-after"].isdigit()
+        assert admin.get("/v1/groups").status_code == 200
