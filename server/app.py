@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -29,6 +28,7 @@ from server.metrics import Measured, Metrics
 from server.process import end_with_parent, tell_when_stopped
 from server.routes import ROUTERS
 from server.settings import Settings
+from server.turns import EmbedderAside, Turn
 from server.upstream import Upstream
 from server.watching import Watching
 from server.work import Work
@@ -39,7 +39,7 @@ from sharedrag.history import History
 _log = logging.getLogger("sharedrag.server")
 
 
-def open_history(settings: Settings, maintenance: bool | float) -> History:
+def open_history(settings: Settings, maintenance: bool | float, turn: Turn | None = None) -> History:
     """The history that these settings name, over a pool that is made if it is not there (blocking)."""
     pool = Pool.open(
         settings.pool,
@@ -50,7 +50,10 @@ def open_history(settings: Settings, maintenance: bool | float) -> History:
         name=node_name(settings),
         maintenance=maintenance,
     )
-    return History(pool, name=settings.history, embedder=load_embedder(settings.embedder), node=node_name(settings))
+    embedder = load_embedder(settings.embedder)
+    if turn is not None:
+        embedder = EmbedderAside(embedder, turn)
+    return History(pool, name=settings.history, embedder=embedder, node=node_name(settings))
 
 
 def node_name(settings: Settings) -> str:
@@ -93,13 +96,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _start(state: State) -> None:
     """Open what requests need: `history`, `work`, `rates`, `feed`, and `stopping`, set when this process is told to end."""
     settings: Settings = state.settings
-    sys.setswitchinterval(settings.switch_interval_s)
     faiss.omp_set_num_threads(threads_default())
     state.stopping = asyncio.Event()
     state.streams = 0
     state.rates = Rates(settings.rate, settings.burst)
     state.work = Work(settings.threads, settings.queue)
-    state.history = await state.work.run(open_history, settings, settings.maintenance)
+    state.history = await state.work.run(open_history, settings, settings.maintenance, state.work.turn)
     state.upstream = Upstream.of(settings)
     state.feed = Feed(state.history, asyncio.get_running_loop())
     state.watching = Watching(state.history, state.work, state.stopping)

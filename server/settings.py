@@ -50,9 +50,6 @@ class Settings(BaseSettings):
     tidy_s: Annotated[float, Field(ge=0)] = Field(
         default=600.0, description="How often some worker erases what groups keep no longer. 0: never."
     )
-    switch_interval_s: Annotated[float, Field(gt=0)] = Field(
-        default=0.0005, description="How long a thread may keep the interpreter while the event loop wants it."
-    )
     cors_origins: list[str] = Field(default=[], description="Origins (JSON list) whose pages may call; none by default.")
     metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
     metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")

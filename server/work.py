@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from server.turns import Turn
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -24,12 +26,13 @@ class Overloaded(Exception):
 
 
 class Work:
-    """`threads` calls at a time, and at most `queue` that wait."""
+    """`threads` calls at a time, one of which computes, and at most `queue` that wait."""
 
     def __init__(self, threads: int, queue: int) -> None:
         """Threads start with the first calls."""
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="sharedrag-work")
         self._places = threads + queue
+        self.turn = Turn()
         self.waiting = 0  # calls begun or queued; only the event loop counts
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,7 +50,8 @@ class Work:
             error: BaseException | None = None
             if not answer.cancelled():  # else its caller went away while it waited
                 try:
-                    result = call(*args, **kwargs)
+                    with self.turn.taken():
+                        result = call(*args, **kwargs)
                 except BaseException as raised:  # noqa: BLE001 (it is the caller's, on the other side)
                     error = raised
             if not loop.is_closed():
