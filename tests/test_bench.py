@@ -87,7 +87,7 @@ def test_the_smallest_bench_of_search_measures_everything(shared_data: Path, tmp
         [*command, "--json", str(written)], cwd=_REPOSITORY, capture_output=True, text=True, timeout=580, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert "as a multiple of the private" in ran.stdout
+    assert "search over real sentence vectors" in ran.stdout
     figures = {one["name"]: one for one in json.loads(written.read_text())["figures"]}
     assert set(figures["ratio 4000"]) == _FIGURE
     expected = ("load", "index bytes", "search", "recall", "filter", "newest", "llama", "beside writers", "shrunk")
