@@ -3,8 +3,8 @@
 Threads of one interpreter that compute in Python do not go faster together, only slower: they take the interpreter from one
 another, and from the event loop, in the middle of what they do. Four threads that answer `/v1/ask` took 2.15 ms of processor
 for each answer, and 1.6 ms by turns. So a call computes in its turn, to its end. A call that embeds gives its turn up while
-the model runs (outside the interpreter), and whoever has waited `WAIT_S` for a turn goes on without one: the call that has it
-waits for a lock, or for a disk.
+the model runs (outside the interpreter), and whoever has waited `WAIT_S` for a turn goes on without one: the call that
+has it waits for a lock, or for a disk.
 """
 
 from __future__ import annotations
