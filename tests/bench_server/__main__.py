@@ -133,7 +133,7 @@ def report(found: dict[str, Any]) -> str:
 def _rate(was: dict[str, Any]) -> str:
     if "failed" in was:
         return str(was["failed"])
-    recall = f", recall@10 {was['recall']}" if "recall" in was else ""
+    recall = f", recall@10 {was['recall']}" if was.get("recall") else ""
     cost = f", {was['processor_ms']:.2f} ms of processor each" if "processor_ms" in was else ""
     errors = f", {was['errors']} errors" if was["errors"] else ""
     return f"{was['per_second']:,.0f} / s, p50 {was['p50_ms']} ms, p99 {was['p99_ms']} ms{cost}{recall}{errors}"

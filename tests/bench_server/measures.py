@@ -26,7 +26,11 @@ from tests.server.listening import Listening
 from tests.server.serving import Crowd, Serving
 
 CLIENTS = 8
-PEERS = {"chroma-serve": "Chroma's server behind FastAPI", "valkey": "a semantic cache on RediSearch behind FastAPI"}
+PEERS = {
+    "chroma-serve": "Chroma's server behind FastAPI",
+    "redisvl": "RedisVL's SemanticCache behind FastAPI",
+    "valkey": "a bare vector query to RediSearch behind FastAPI",
+}
 
 
 @contextmanager

@@ -4,21 +4,26 @@
 
 starts the peer's own server, loads it, chooses the quickest setting that finds 95 of 100, prints one line of JSON and
 serves `POST /v1/ask` on PORT by one uvicorn worker, with the loop and parser that ours has, until its standard input ends.
-`chroma-serve` is Chroma's server. `valkey` is a semantic cache as RedisVL's or GPTCache's: a vector query to RediSearch (on
-Valkey), here with an HNSW index and no library in between, which is the most that such a cache could do. They are asked for
-less than `/v1/ask` answers: no words, no marks, no check that an exchange still exists, no scope.
+
+- `chroma-serve`: Chroma's server.
+- `redisvl`: RedisVL's `SemanticCache` as it comes (a flat index, its default distance) over Valkey with RediSearch.
+- `valkey`: the bare vector query that such a cache makes, over an HNSW index and with no library in between: the most that a
+  cache on RediSearch could do.
+
+They are asked for less than `/v1/ask` answers: no words, no marks, no check that an exchange still exists, no scope, no key.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import uvicorn
@@ -27,9 +32,47 @@ from pydantic import BaseModel
 
 from tests.bench_server.data import USERS, Corpus, corpus
 from tests.peers.adapters import chroma, valkey_search
-from tests.peers.protocol import Peer, Place, Rows
+from tests.peers.protocol import DIMENSION, Hit, Peer, Place, Rows, Vectors
 
-PEERS: dict[str, type[Peer]] = {"chroma-serve": chroma.ChromaServer, "valkey": valkey_search.ValkeySearch}
+
+class RedisVL(valkey_search.ValkeySearch):
+    """RedisVL's cache over the same server."""
+
+    settings: ClassVar[str] = "RedisVL SemanticCache, flat index, distance_threshold 0.1 (its defaults)"
+    knobs: ClassVar[tuple[Any, ...]] = (None,)
+
+    def __init__(self, place: Place) -> None:
+        """The cache; vectors are given, so that its vectorizer is never asked."""
+        redis, llm = importlib.import_module("redis"), importlib.import_module("redisvl.extensions.cache.llm")
+        vectorize = importlib.import_module("redisvl.utils.vectorize")
+        nothing = vectorize.CustomVectorizer(embed=lambda text, **_: [0.0] * DIMENSION)
+        client = redis.Redis(unix_socket_path=str(place.folder / "socket"))
+        self._cache = llm.SemanticCache(name="bench", vectorizer=nothing, redis_client=client)
+
+    def load(self, batches: Iterable[Rows]) -> None:
+        """One by one, as its interface has it."""
+        for rows in batches:
+            for text, vector, fields in zip(rows.texts, rows.vectors, rows.metadata, strict=True):
+                question, _, answer = text.partition("\n\n")
+                self._cache.store(question, answer, vector.tolist(), metadata={"author": fields["author"]})
+
+    def use(self, knob: Any) -> None:
+        """Nothing: it compares all."""
+
+    def search(self, query: Vectors, k: int, room: str | None = None) -> list[Hit]:
+        """What is near enough."""
+        found = self._cache.check(vector=query.tolist(), num_results=k)
+        return [Hit(one["entry_id"], f"{one['prompt']}\n\n{one['response']}", one["metadata"]) for one in found]
+
+    def close(self) -> None:
+        """Nothing: its server goes."""
+
+
+PEERS: dict[str, type[Peer]] = {
+    "chroma-serve": chroma.ChromaServer,
+    "redisvl": RedisVL,
+    "valkey": valkey_search.ValkeySearch,
+}
 RECALL = 0.95
 K = 10
 
@@ -108,6 +151,8 @@ def main(name: str, folder: str, port: str, rows: str, data_folder: str) -> None
         reached, knob = 0.0, None
         for knob in cls.knobs:
             peer.use(knob)
+            if knob is None and name == "redisvl":
+                break  # it compares all, and gives what is near enough only
             reached = _recall(peer, data)
             if reached >= RECALL:
                 break
