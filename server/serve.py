@@ -19,7 +19,7 @@ import uvicorn
 import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from server.app import create_app, open_history
 from server.process import PARENT_VARIABLE
@@ -28,7 +28,7 @@ from server.settings import Settings
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_HANGS_AFTER_S = 60  # a worker that was killed is missed at once; one that starts on a busy machine must not be
+_log = logging.getLogger("uvicorn.error")
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> int:
@@ -63,9 +63,8 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.shutdown_s,
-            timeout_worker_healthcheck=_HANGS_AFTER_S,
         )
-        supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+        supervisor = Supervisor(config, sockets=[config.bind_socket()])
         supervisor.run()
         return 1 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     finally:
@@ -73,12 +72,35 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class Supervisor(Multiprocess):
+    """Uvicorn's own, but that it only asks whether workers live.
+
+    Uvicorn's pings each worker and waits for its answer: one that is only starting keeps it from seeing that others died,
+    and on a busy machine is killed for starting slowly.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        """Start a worker for each that died; end with those that cannot start at all."""
+        for index, worker in enumerate(self.processes):
+            if self.should_exit.is_set() or worker.process.is_alive():
+                continue
+            worker.kill()  # closes its pipes
+            worker.process.join()
+            if worker.exitcode == STARTUP_FAILURE:
+                _log.error("worker %s cannot start: see above", worker.pid)
+                self.should_exit.set()
+                return
+            _log.warning("worker %s died; another one starts", worker.pid)
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+
 def application() -> FastAPI:
     """A worker's application. What keeps it from being made keeps the next worker's too: the exit code says so."""
     try:
         return create_app()
-    except Exception:
-        logging.getLogger("uvicorn.error").exception("this worker cannot start")
+    except Exception:  # noqa: BLE001 (whatever it is, it is told in the log and by the exit code)
+        _log.exception("this worker cannot start")
         sys.exit(STARTUP_FAILURE)
 
 

@@ -136,4 +136,4 @@ def test_workers_that_cannot_start_end_the_server(server_pool_folder: object) ->
     environment = os.environ | {"SHAREDRAG_METRICS_FOLDER": "/proc/none", "SHAREDRAG_ADMIN_KEY": "a-key"}
     command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/none.pool", "--port", "0"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1 and "failed to start" in done.stderr
+    assert done.returncode == 1 and "cannot start" in done.stderr
