@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(MEASURES), help=f"some of {','.join(MEASURES)}")
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("--peers", type=Path, default=REPOSITORY / ".venv-peers" / "bin" / "python")
-    parser.add_argument("--out", type=Path, default=Path("bench-server"), help="name of the files to write, without ending")
+    parser.add_argument("--out", type=Path, default=Path("out/bench-server"), help="files to write, without ending")
     parser.add_argument("--quick", action="store_true", help="few rows, short rounds: to see that it runs")
     given = parser.parse_args()
     if given.quick:
@@ -44,6 +44,7 @@ def main() -> int:
         print(f"The real data is not at {given.data}: say --data", file=sys.stderr)
         return 2
     found = _measure(given, set(given.only.split(",")))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     text = report(found)
     given.out.with_suffix(".md").write_text(text)
