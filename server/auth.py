@@ -24,7 +24,7 @@ T = TypeVar("T")
 GROUP_HEADER = "X-Sharedrag-Group"
 USER_HEADER = "X-Sharedrag-User"
 #: How a trusted front end names its users; the first that is there counts.
-PROXY_USER_HEADERS = ("x-openwebui-user-email", "x-openwebui-user-id", "x-openwebui-user-name")
+PROXY_USER_HEADERS = ("x-openwebui-user-email", "x-openwebui-user-id")  # not the name: users change that themselves
 
 
 class Credentials(NamedTuple):

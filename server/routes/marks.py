@@ -5,6 +5,7 @@ The same under `/v1/items/{item}` and `/v1/conversations/{conversation}/items/{i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -15,6 +16,7 @@ from server import problems
 from server.auth import Call, Calling, Principal
 from server.reply import listing, reply
 from sharedrag.history import History
+from sharedrag.history.marks import Marks
 from sharedrag.history.models import Comment, Standing
 
 TEXT_MAX = 32_768  # characters
@@ -79,14 +81,21 @@ async def _in_conversation(request: Request, call: Calling) -> None:
 _marks = APIRouter(tags=["items"], dependencies=[Depends(_in_conversation)])
 
 
-async def _standing(call: Call, item: str) -> Response:
-    return reply(await call(lambda history, who: history.marks.standing(*who.place, item)))
+async def _marked(call: Call, item: str, mark: Callable[[Marks, str, str], object]) -> Response:
+    """Make a mark as the caller, given as (group, user); the answer is what the members make of the item then."""
+
+    def job(history: History, who: Principal) -> Standing:
+        group, user = who.place
+        mark(history.marks, group, user)
+        return history.marks.standing(group, user, item)
+
+    return reply(await call(job))
 
 
 @_marks.get("/standing", response_model=Standing, responses=problems.documented())
 async def standing(item: str, call: Calling) -> Response:
     """What the members made of it so far."""
-    return await _standing(call, item)
+    return reply(await call(lambda history, who: history.marks.standing(*who.place, item)))
 
 
 @_marks.get("/comments", response_model=CommentList, responses=problems.documented())
@@ -112,89 +121,49 @@ async def uncomment(item: str, comment: str, call: Calling) -> Response:
 @_marks.post("/vote", response_model=Standing, responses=problems.documented())
 async def vote(item: str, body: Vote, call: Calling) -> Response:
     """Vote on it. One vote a member, the newest counts; nobody votes on their own."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.vote(*who.place, item, body.value)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.vote(group, user, item, body.value))
 
 
 @_marks.post("/confirm", response_model=Standing, responses=problems.documented())
 async def confirm(item: str, call: Calling) -> Response:
     """Say that it is still true, as of now."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.confirm(*who.place, item)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.confirm(group, user, item))
 
 
 @_marks.delete("/confirm", response_model=Standing, responses=problems.documented())
 async def unconfirm(item: str, call: Calling) -> Response:
     """Take one's confirmation back."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.unconfirm(*who.place, item)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.unconfirm(group, user, item))
 
 
 @_marks.post("/supersede", response_model=Standing, responses=problems.documented(409))
 async def supersede(item: str, body: Correction, call: Calling) -> Response:
     """Say which message takes its place. Wants the author of either, or a moderator."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.supersede(*who.place, item, body.by)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.supersede(group, user, item, body.by))
 
 
 @_marks.delete("/supersede", response_model=Standing, responses=problems.documented())
 async def unsupersede(item: str, call: Calling) -> Response:
     """Nothing takes its place any more."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.unsupersede(*who.place, item)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.unsupersede(group, user, item))
 
 
 @_marks.post("/flag", response_model=Standing, responses=problems.documented())
 async def flag(item: str, body: Flag, call: Calling) -> Response:
     """Flag it for the moderators. Flagged by enough members, it is hidden until one has looked at it."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.flag(*who.place, item, body.reason)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.flag(group, user, item, body.reason))
 
 
 @_marks.delete("/flag", response_model=Standing, responses=problems.documented())
 async def unflag(item: str, call: Calling) -> Response:
     """Take one's flag back."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.unflag(*who.place, item)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.unflag(group, user, item))
 
 
 @_marks.put("/moderation", response_model=Standing, responses=problems.documented())
 async def moderate(item: str, body: Moderated, call: Calling) -> Response:
     """Hide it, or show it whatever its flags. Wants a moderator."""
-
-    def job(history: History, who: Principal) -> Standing:
-        history.marks.moderate(*who.place, item, body.state)
-        return history.marks.standing(*who.place, item)
-
-    return reply(await call(job))
+    return await _marked(call, item, lambda marks, group, user: marks.moderate(group, user, item, body.state))
 
 
 router = APIRouter()

@@ -75,6 +75,8 @@ def test_only_a_trusted_key_names_its_users(crowd: Crowd, serving: Serving) -> N
     with serving.client(made["key"]) as nameless:
         refused = nameless.post("/v1/conversations", json={})
         assert refused.status_code == 400 and "X-Sharedrag-User" in refused.json()["error"]["message"]
+        renamed = nameless.post("/v1/conversations", json={}, headers={"X-OpenWebUI-User-Name": "zoe@example.org"})
+        assert renamed.status_code == 400  # anybody may call themselves anything there
 
 
 def test_the_admin_acts_as_anybody_where_it_says_so(crowd: Crowd, serving: Serving) -> None:
