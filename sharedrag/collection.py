@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from sharedrag import turns
 from sharedrag.arena.manifest import CollectionEntry
 from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
 from sharedrag.errors import InvalidFilter, InvalidRecord
@@ -105,6 +106,7 @@ class Collection:
 
     @contextmanager
     def _view(self) -> Iterator[View]:
+        turns.give_way()
         view = self.live.acquire()
         try:
             yield view
@@ -131,6 +133,7 @@ class Collection:
         Raises `InvalidRecord` (before anything is written), `RecordTooLarge`, `PoolFull`, `PoolBusy`, `CollectionDropped`,
         `PoolClosed`.
         """
+        turns.give_way()
         _check_ids(ids)
         _check_ids(delete)
         encoded = batch.encode(ids, vectors, texts, metadata, created, self.dimension, self.metric, self.dtype)

@@ -10,7 +10,7 @@ import sharedrag
 ROOT = Path(sharedrag.__file__).parent
 #: From the ground up; a module may import its own layer and those below it.
 LAYERS = (
-    ("errors", "faults"),
+    ("errors", "faults", "turns"),
     ("memory",),
     ("arena",),
     ("segments",),

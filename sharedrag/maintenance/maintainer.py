@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sharedrag import faults
 from sharedrag.arena import extents, manifest
@@ -220,16 +221,18 @@ class Maintainer:
         if not order.are_checked(segment.link_array[rows]).all():
             raise segment.damaged("a link fails its check", "link")
         young = (segment.key_array[rows] >> np.uint64(KEY_LANE_BITS)) >= np.uint64(max(0, below))
-        keep = young.copy()
-        hashes = hashes_in(segment.link_array[rows])
+        hashes = pa.array(hashes_in(segment.link_array[rows])).dictionary_encode()  # an id may have been deleted often
+        distinct, places = hashes.dictionary.to_numpy(), hashes.indices.to_numpy()
+        has_victim = np.zeros(len(distinct), np.bool_)
         merged = {id(one.segment) for one in group}
         for other in view.parts:
             if id(other.segment) in merged:
                 continue
-            found = probe.matches(other.segment, hashes, other.rows)
-            keep[found.at] = True
-            keep[found.unsure] = True
-        return rows[keep]
+            found = probe.matches(other.segment, distinct, other.rows)
+            has_victim[found.at] = True
+            has_victim[found.unsure] = True
+        kept: npt.NDArray[np.int64] = rows[young | has_victim[places]]
+        return kept
 
     def _build(self, name: str, model: Part, shape: Shape, *, emergency: bool) -> tuple[Entry, Segment] | None:
         """Reserve and announce the segment to build; None when there is no room for it now.

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sharedrag.arena.attachment import Arena, Snapshot
-from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, State, differs
+from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, differs
 from sharedrag.arena.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
 from sharedrag.arena.session import Pin
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
 from sharedrag.memory import order
 from sharedrag.memory.layout import EXTENT_SIZE
 from sharedrag.segments import deletions, probe
+from sharedrag.segments.fresh import Folded, Fresh, Run, in_pieces
 
 _CUT_ATTEMPTS = 16
 _JOINED_FROM, _JOINED_SHARE = 20_000, 4  # new rows, and their part of all, from which all hashes are sorted instead
@@ -54,63 +55,6 @@ class View(NamedTuple):
     indexes: tuple[tuple[int, Entry], ...]  # (node, entry) of each index blob
 
 
-class _State:
-    """What this process knows of one segment."""
-
-    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "node", "rows", "segment", "without_vector")
-
-    def __init__(self, segment: Segment, node: int, entry: Entry) -> None:
-        self.segment = segment
-        self.node = node
-        self.entry = entry
-        self.rows = 0  # folded
-        self.alive = np.ones(segment.shape.rows, np.bool_)
-        self.dead = 0
-        self.without_vector = 0
-        self.copied = False
-        self.blocks: dict[int, tuple[int, Entry]] = {}
-
-    @property
-    def sealed(self) -> bool:
-        return self.entry.state == State.SEALED
-
-
-class _Fresh(NamedTuple):
-    """Rows that are to be compared with others, of several segments one after the other: (n,) arrays."""
-
-    pieces: list[tuple[_State, int, int]]  # whose rows those from one place to another are
-    rows: npt.NDArray[np.int64]
-    links: npt.NDArray[np.uint64]
-    hashes: npt.NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, before: list[tuple[_State, int]], repeated: npt.NDArray[np.uint64] | None) -> _Fresh:
-        """Of each of these segments the rows from there on; with `repeated`, those with one of these rising hashes."""
-        pieces, rows, links = [], [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        at = 0
-        for state, since in before:
-            words = probe.checked_links(state.segment, since, state.rows)
-            numbers = np.arange(since, state.rows)
-            if repeated is not None:
-                chosen = _are_among(hashes_in(words), repeated)
-                words, numbers = words[chosen], numbers[chosen]
-            pieces.append((state, at, at + len(numbers)))
-            at += len(numbers)
-            rows.append(numbers)
-            links.append(words)
-        all_links = np.concatenate(links)
-        return cls(pieces, np.concatenate(rows), all_links, hashes_in(all_links))
-
-
-def _are_among(hashes: npt.NDArray[np.uint64], rising: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which of the hashes are among those others, (n,) bool."""
-    if not len(rising):
-        return np.zeros(len(hashes), np.bool_)
-    at = np.minimum(rising.searchsorted(hashes), len(rising) - 1)
-    there: npt.NDArray[np.bool_] = rising[at] == hashes
-    return there
-
-
 class LiveRows:
     """The live rows of one collection, as this process knows them."""
 
@@ -121,8 +65,8 @@ class LiveRows:
         self._expected = expected
         self.lock = threading.RLock()
         self._snapshot: Snapshot | None = None
-        self._states: dict[int, _State] = {}
-        self._open: list[_State] = []
+        self._states: dict[int, Folded] = {}
+        self._open: list[Folded] = []
         self._cut: list[int] = []
         self._live = 0
         self._version_base = 0
@@ -279,10 +223,10 @@ class LiveRows:
             state = self._states.pop(uid)
             self._live -= state.rows - state.dead
         known = list(self._states.values())
-        fresh: list[_State] = []
+        fresh: list[Folded] = []
         for uid, (node, entry) in listed.items():
             if uid not in self._states:
-                self._states[uid] = _State(self._arena.segment(node, entry), node, entry)
+                self._states[uid] = Folded(self._arena.segment(node, entry), node, entry)
                 fresh.append(self._states[uid])
             self._states[uid].entry = entry
         self._open = [state for state in self._states.values() if not state.sealed]
@@ -298,7 +242,7 @@ class LiveRows:
         offset = self._arena.geometry.extent_offset(node, entry.first_extent)
         return deletions.decode(self._arena.region, offset, entry.extents * EXTENT_SIZE)
 
-    def _start_from(self, covered: dict[int, deletions.Covered], fresh: list[_State], known: list[_State]) -> list[_State]:
+    def _start_from(self, covered: dict[int, deletions.Covered], fresh: list[Folded], known: list[Folded]) -> list[Folded]:
         """Start segments new to us from a block; returns them. REQUIRES: each row of `known` was compared with the others.
 
         The block compared all rows below its cut with each other. What remains are the rows that we know beyond its cut.
@@ -318,7 +262,7 @@ class LiveRows:
         for other in known:
             since = covered[other.segment.uid].rows if other.segment.uid in covered else 0
             if since < other.rows:
-                beyond = _Fresh.of([(other, since)], None)
+                beyond = Fresh.of([(other, since, other.rows)], None)
                 for state in started:
                     self._compare(beyond, state)
         return started
@@ -326,7 +270,26 @@ class LiveRows:
     # ------------------------------------------------------------------ folding
 
     def _fold_to(self, cut: list[int]) -> None:
-        before = []
+        fresh = self._runs_to(cut)
+        for runs, _ in in_pieces(fresh):
+            for state, start, stop in runs:
+                self._admit(state, start, stop)
+        others = list(self._states.values())
+        total = sum(stop - start for _, start, stop in fresh)
+        if total < _TOGETHER_FROM:
+            for state, start, stop in fresh:
+                for row in range(start, stop):
+                    self._compare_row(state, row, others)
+            return
+        repeated = self._repeated(total)
+        for runs, large in in_pieces(fresh):
+            piece = Fresh.of(runs, repeated if large else None)
+            for other in others:
+                self._compare(piece, other)
+
+    def _runs_to(self, cut: list[int]) -> list[Run]:
+        """The rows up to the cut that are new; from now on they count as folded."""
+        runs = []
         rows_now = {id(state): state.segment.rows_of(word) for state, word in zip(self._open, cut, strict=True)}
         for state in self._states.values():
             rows = rows_now.get(id(state), state.entry.rows)
@@ -340,22 +303,12 @@ class LiveRows:
                     path=self._arena.path,
                 )
             if rows > state.rows:
-                before.append((state, state.rows))
-                self._admit(state, state.rows, rows)
+                runs.append((state, state.rows, rows))
                 state.rows = rows
-        others = list(self._states.values())
-        if sum(state.rows - since for state, since in before) < _TOGETHER_FROM:
-            for state, since in before:
-                for row in range(since, state.rows):
-                    self._compare_row(state, row, others)
-            return
-        fresh = _Fresh.of(before, self._repeated(before))
-        for other in others:
-            self._compare(fresh, other)
+        return runs
 
-    def _repeated(self, before: list[tuple[_State, int]]) -> npt.NDArray[np.uint64] | None:
+    def _repeated(self, fresh: int) -> npt.NDArray[np.uint64] | None:
         """The hashes that more than one row has, rising, if looking at them all costs less than each row in each segment."""
-        fresh = sum(state.rows - since for state, since in before)
         total = sum(state.rows for state in self._states.values())
         if fresh < _JOINED_FROM or len(self._states) < 2 or fresh * _JOINED_SHARE < total:
             return None
@@ -365,7 +318,7 @@ class LiveRows:
         again: npt.NDArray[np.uint64] = hashes[1:][hashes[1:] == hashes[:-1]]
         return again
 
-    def _admit(self, state: _State, start: int, stop: int) -> None:
+    def _admit(self, state: Folded, start: int, stop: int) -> None:
         """Count the rows [start, stop) in, after a look at whether they can be what they claim."""
         segment = state.segment
         if stop - start < _VECTORISED_FROM:
@@ -386,7 +339,7 @@ class LiveRows:
 
     def _count_in(
         self,
-        state: _State,
+        state: Folded,
         start: int,
         stop: int,
         tombstones: int,
@@ -399,7 +352,7 @@ class LiveRows:
             state.dead += tombstones
             state.alive[start:stop] = False if deleted is None else ~deleted
 
-    def _kill(self, state: _State, row: int) -> None:
+    def _kill(self, state: Folded, row: int) -> None:
         if not state.alive[row]:
             return
         self._before_change(state)
@@ -407,22 +360,21 @@ class LiveRows:
         state.dead += 1
         self._live -= 1
 
-    def _kill_all(self, state: _State, rows: npt.NDArray[np.int64]) -> None:
+    def _kill_all(self, state: Folded, rows: npt.NDArray[np.int64]) -> None:
         rows = rows[state.alive[rows]]
         if rows.size:
-            rows.sort()
-            distinct = rows.size - int((rows[1:] == rows[:-1]).sum())  # not np.unique: its first call imports numpy.ma, 6 ms
+            distinct = len(set(rows.tolist()))
             self._before_change(state)
             state.alive[rows] = False
             state.dead += distinct
             self._live -= distinct
 
-    def _before_change(self, state: _State) -> None:
+    def _before_change(self, state: Folded) -> None:
         if self._readers and not state.copied:
             state.alive = state.alive.copy()  # somebody is reading the old cut's
             state.copied = True
 
-    def _compare(self, fresh: _Fresh, other: _State) -> None:
+    def _compare(self, fresh: Fresh, other: Folded) -> None:
         """Of each id that both the rows of `fresh` and the rows of `other` have, kill the older."""
         if not other.rows or not len(fresh.rows):
             return
@@ -450,7 +402,7 @@ class LiveRows:
                 found_row = other.segment.lookup(state.segment.id_at(row), int(fresh.hashes[index]), limit)
                 self._settle(state, row, other, found_row)
 
-    def _compare_row(self, state: _State, row: int, others: list[_State]) -> None:
+    def _compare_row(self, state: Folded, row: int, others: list[Folded]) -> None:
         """Of the id of a row, and the same id in each of `others`, kill the older."""
         segment = state.segment
         link = segment.link[row]
@@ -465,7 +417,7 @@ class LiveRows:
             if there.heads[hashed & there.bucket_mask] != _EMPTY_BUCKET:
                 self._settle(state, row, other, there.lookup(encoded_id, hashed, row if other is state else other.rows))
 
-    def _settle(self, state: _State, row: int, other: _State, found: int) -> None:
+    def _settle(self, state: Folded, row: int, other: Folded, found: int) -> None:
         if found < 0:
             return
         other.segment.flags_at(found)  # its key decides now, and it may be long since that was looked at
@@ -474,7 +426,7 @@ class LiveRows:
         else:
             self._kill(state, row)
 
-    def _settle_all(self, state: _State, rows: npt.NDArray[np.int64], other: _State, found: npt.NDArray[np.int64]) -> None:
+    def _settle_all(self, state: Folded, rows: npt.NDArray[np.int64], other: Folded, found: npt.NDArray[np.int64]) -> None:
         other.segment.check_flags(found)
         older = other.segment.key_array[found] < state.segment.key_array[rows]
         self._kill_all(other, found[older])

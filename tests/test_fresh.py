@@ -1,0 +1,86 @@
+"""What a fold works on: rows in pieces beside busy threads, and ids compared eight bytes at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharedrag import Pool, turns
+from sharedrag.arena.segment import Segment
+from sharedrag.segments import probe
+from sharedrag.segments.fresh import Folded, Run, in_pieces
+
+
+class TestPieces:
+    @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 3000)), max_size=6), st.booleans())
+    def test_hold_each_row_once_and_in_order(self, spans: list[tuple[int, int]], busy: bool) -> None:
+        """Whatever other threads do, the pieces together are the rows."""
+        states = [cast("Folded", object()) for _ in spans]
+        runs: list[Run] = [(state, at, at + rows) for state, (at, rows) in zip(states, spans, strict=True)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(turns, "others_are_busy", lambda: busy)
+            pieces = list(in_pieces(runs))
+        seen = [(id(state), row) for piece, _ in pieces for state, start, stop in piece for row in range(start, stop)]
+        assert seen == [(id(state), row) for state, start, stop in runs for row in range(start, stop)]
+        if busy:
+            assert all(large or sum(stop - start for _, start, stop in piece) <= 480 for piece, large in pieces)
+            assert sum(large for _, large in pieces) <= 1  # what is left over is small too
+
+
+class TestSameIds:
+    @given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=30), st.booleans()), min_size=1, max_size=40))
+    def test_is_equality_of_bytes(self, pairs: list[tuple[str, str, bool]]) -> None:
+        """Also of ids that are prefixes of each other, and of a heap shorter than eight bytes."""
+        ones = [one.encode() for one, _, _ in pairs]
+        others = [one.encode() if equal else other.encode() for one, other, equal in pairs]
+        rows = np.arange(len(pairs))
+        same = probe.same_ids(_with_ids(ones), rows, _with_ids(others), rows)
+        assert same.tolist() == [one == other for one, other in zip(ones, others, strict=True)]
+
+
+def _with_ids(ids: list[bytes]) -> Segment:
+    """What `same_ids` reads of a segment."""
+    heap = np.frombuffer(b"".join(ids), np.uint8)
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int32)
+
+    class Fake:
+        shape = type("Shape", (), {"id_bytes": len(heap)})
+
+        def array(self, name: str, _: object) -> object:
+            return heap if name == "id_heap" else offsets
+
+    return cast("Segment", Fake())
+
+
+class TestThreads:
+    def test_a_busy_writer_does_not_starve_a_reader(self, pool: Pool) -> None:
+        """Beside a thread that writes without a pause, another reads what is new again and again."""
+        writer = pool.collection("c", 2, "l2")
+        stop = threading.Event()
+
+        def write() -> None:
+            step = 0
+            while not stop.is_set():
+                step += 1
+                ids = [f"{step % 2}-{number}" for number in range(40)]
+                writer.put(ids, [[step, 0]] * 40, delete=[f"{(step + 1) % 2}-{number}" for number in range(40)])
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            with Pool.open(pool.path) as other:
+                reader = other.collection("c")
+                reads, until = 0, time.monotonic() + 3.0
+                while time.monotonic() < until:
+                    assert len(reader.find()) in (0, 40)
+                    reads += 1
+        finally:
+            stop.set()
+            thread.join()
+        assert reads >= 10  # without turns one read took up to ten seconds; with them, 10 to 40 ms
