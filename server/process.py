@@ -31,10 +31,23 @@ def tell_when_stopped(stopping: asyncio.Event) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent is gone, if `serve` is it: else orphans would keep the port."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None:
+    """End as if by SIGTERM when `serve` is gone, if that is what started this: else orphans would keep the port.
+
+    `serve` is not the parent: the process that forks the workers is. With that one they end too, since nobody could
+    start others.
+    """
+    serving = os.environ.get(PARENT_VARIABLE)
+    if serving is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it went before we asked
+    try:
+        process = os.pidfd_open(int(serving))
+    except ProcessLookupError:
         signal.raise_signal(signal.SIGTERM)
+        return
+
+    def gone() -> None:
+        asyncio.get_running_loop().remove_reader(process)
+        signal.raise_signal(signal.SIGTERM)
+
+    asyncio.get_running_loop().add_reader(process, gone)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import multiprocessing
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+import uvicorn._subprocess
 import uvicorn.config
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
@@ -64,12 +66,23 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.shutdown_s,
         )
+        _fork_workers()
         supervisor = Supervisor(config, sockets=[config.bind_socket()])
         supervisor.run()
         return 1 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fork_workers() -> None:
+    """Have uvicorn fork its workers from a process in which everything is imported, rather than start each from nothing.
+
+    So a worker serves after a fraction of the time, and has for itself only the memory that it writes to.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["server.preloaded"])
+    uvicorn._subprocess.spawn = context  # type: ignore[assignment]  # it has no setting for it
 
 
 class Supervisor(Multiprocess):

@@ -71,6 +71,9 @@ _new = tuple.__new__  # half the price of calling a NamedTuple
 _digest = xxhash.xxh3_64_intdigest
 
 
+_EMPTY_BUCKET = order.checked(0)
+
+
 class Shape(NamedTuple):
     """What a segment has room for: rows, hash buckets, vector kind and bytes of each heap."""
 
@@ -411,6 +414,27 @@ class Segment:
                 continue
             if not met_unpublished or words[index] == epoch:
                 return found
+
+    def may_have(self, hashed: int, rows: int) -> bool:
+        """False if none of the first `rows` rows has an id with this hash; where that is not plain, `lookup` will tell."""
+        mask, links = self.bucket_mask, self.link
+        word = self.heads[hashed & mask]
+        if word == _EMPTY_BUCKET:
+            return False
+        value = word & order.VALUE_MASK
+        if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1:
+            return True
+        before = (value & ROW_MASK) - 1
+        row = rows
+        while 0 <= before < row:
+            row = before
+            word = links[row]
+            value = word & order.VALUE_MASK
+            linked = value >> ROW_BITS
+            if linked == hashed or word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or (linked ^ hashed) & mask:
+                return True
+            before = (value & ROW_MASK) - 1
+        return before >= 0
 
     def _walk(self, encoded_id: bytes, hashed: int, rows: int) -> tuple[int, bool]:
         bucket = hashed & self.bucket_mask

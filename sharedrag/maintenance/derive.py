@@ -32,9 +32,10 @@ from sharedrag.segments.live import Part, View
 
 _DERIVED_FROM = 1000  # rows of a sealed segment from which its blocks are worth an extent each
 _FIRST_ROWS = 2500  # rows up to which looking at all of them is as fast as asking an index and reading what it names
-_TAIL_ROWS = 600  # the same beside an index, where writers go on: half as many more come while it is built
+_TAIL_ROWS = 300  # the same beside an index, where writers go on: as many more come while it is built
 _TAIL_SHARE = 128  # or this part of an index that is written anew for them
 _REWRITTEN_ROWS = 150_000  # rows up to which the main index takes new ones in itself: to write 72 B each anew takes 20 ms
+_RECENT_GROWTH = 3.0  # lists of an index over recent rows are made for as many times the rows: it grows to four times
 _MAIN_SHARE = 8  # part of a larger one up to which an index over recent rows grows before the main one takes them
 _COLUMNS_US, _TERMS_US, _TRAIN_US, _ADD_US = 2.0, 10.0, 20.0, 15.0  # processor time a row, about: it only spaces the work
 _MILLION = 1_000_000
@@ -201,11 +202,13 @@ class Deriver:
             main.settings.rows <= _REWRITTEN_ROWS or rows_recent > main.settings.rows // _MAIN_SHARE
         )
         base: _Known | None
+        recent_only = False
         if main is None or stale or (takes_in and ivf_build.outgrown(main.settings, main.settings.rows + rows_recent)):
             base, ranges, replaced = None, coverage.joined([*_all(known), *fresh]), known
         elif takes_in:
             base, ranges, replaced = main, coverage.joined([*_all(recent), *fresh]), known
         else:
+            recent_only = True
             grown = len(recent) == 1 and not ivf_build.outgrown(recent[0].settings, rows_recent)
             base = recent[0] if grown else None
             ranges = fresh if grown else coverage.joined([*_all(recent), *fresh])
@@ -219,6 +222,7 @@ class Deriver:
             base,
             ranges,
             [*(one.entry.uid for one in replaced), *useless],
+            _RECENT_GROWTH if recent_only else 1.0,
             1 if budget else os.cpu_count() or 1,
         )
 
@@ -229,6 +233,7 @@ class Deriver:
         base: _Known | None,
         ranges: list[Range],
         replaced: list[int],
+        growth: float,
         threads: int,
     ) -> bool:
         """Whether there was enough to index, and room for it; else what it should replace is retired."""
@@ -239,7 +244,9 @@ class Deriver:
         if base is not None:
             built = ivf_build.extended(base.payload, rows, leave_out=leave_out, threads=threads)
         else:
-            made = ivf_build.build(rows, leave_out=leave_out, recall_target=definition.recall_target, threads=threads)
+            made = ivf_build.build(
+                rows, leave_out=leave_out, recall_target=definition.recall_target, growth=growth, threads=threads
+            )
             if made is None:
                 self._retire(replaced)
                 return False

@@ -40,19 +40,21 @@ def build(
     leave_out: Bools | None = None,
     recall_target: float = 0.95,
     k: int = 10,
+    growth: float = 1.0,
     threads: int = 1,
     seed: int = 0,
 ) -> Built | None:
     """An index over the rows, those of `leave_out` (rows.count,) bool excepted; None for fewer than `ROWS_MIN` of them.
 
     Rows that are left out (dead, or without a vector) keep their internal ids, and their vectors are not read. The
-    settings are measured: see `ivf_measure`. Where 1-bit codes cannot reach the target, 8-bit ones are taken.
+    settings are measured: see `ivf_measure`. The lists suit `growth` times the rows. Where 1-bit codes cannot reach the
+    target, 8-bit ones are taken.
     Memory: the blob twice, a sample of 40 rows for each list, and blocks of 32,768 rows.
     """
     ids = _included(rows, leave_out)
     if len(ids) < ROWS_MIN:
         return None
-    metric, lists, kind = rows.metric, ivf_train.lists_for(len(ids)), ivf_train.kind_for(rows.dimension)
+    metric, lists, kind = rows.metric, ivf_train.lists_for(round(growth * len(ids))), ivf_train.kind_for(rows.dimension)
     with _threads(threads):
         rng = np.random.default_rng(seed)
         sample = ivf_train.sampled(rows, ids, ivf_train.SAMPLES_PER_LIST * lists, rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from sharedrag.arena.manifest import Entry, State
 from sharedrag.arena.segment import Segment, hashes_in
 from sharedrag.segments import probe
 
+if TYPE_CHECKING:
+    from sharedrag.segments.live import Part
+
 _SMALL, _LARGE = 480, 50_000  # rows in a piece
 _SMALL_AT_A_TIME = 16  # before the next look at what other threads do
 _WORTH_A_LOOK = 1000  # rows
@@ -21,7 +24,7 @@ _WORTH_A_LOOK = 1000  # rows
 class Folded:
     """What this process knows of one segment."""
 
-    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "node", "rows", "segment", "without_vector")
+    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "node", "part", "rows", "segment", "without_vector")
 
     def __init__(self, segment: Segment, node: int, entry: Entry) -> None:
         self.segment = segment
@@ -33,6 +36,7 @@ class Folded:
         self.without_vector = 0
         self.copied = False
         self.blocks: dict[int, tuple[int, Entry]] = {}
+        self.part: Part | None = None  # as the last view has it, while nothing changed
 
     @property
     def sealed(self) -> bool:

@@ -10,6 +10,7 @@ A view is one cut: the watermarks of all open segments, collected until two pass
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ from sharedrag.segments.fresh import Folded, Fresh, Run, in_pieces
 _CUT_ATTEMPTS = 16
 _JOINED_FROM, _JOINED_SHARE = 20_000, 4  # new rows, and their part of all, from which all hashes are sorted instead
 _TOGETHER_FROM = 100  # new rows from which they are compared with a segment all at once
-_EMPTY_BUCKET = order.checked(0)
 _VECTORISED_FROM = 12  # rows from which NumPy beats the plain loop
 
 
@@ -53,6 +53,16 @@ class View(NamedTuple):
     version: int
     pin: Pin
     indexes: tuple[tuple[int, Entry], ...]  # (node, entry) of each index blob
+
+
+def _part_of(state: Folded) -> Part:
+    """The segment as of now; kept until it changes."""
+    alive = state.alive[: state.rows]
+    state.copied = False
+    state.part = Part(
+        state.segment, state.node, state.rows, alive, state.dead, state.without_vector, state.sealed, state.blocks
+    )
+    return state.part
 
 
 class LiveRows:
@@ -120,7 +130,7 @@ class LiveRows:
         if cut == self._cut and not changed:
             return
         try:
-            self._fold_to(cut)
+            self._fold_to(cut, everywhere=changed)
         except BaseException:
             self._forget()
             raise
@@ -146,26 +156,13 @@ class LiveRows:
         return cut
 
     def _cut_view(self, pin: Pin) -> View:
+        published = self._version_base
         parts = []
-        published = 0
         for state in self._states.values():
-            state.copied = False
             published += state.rows
             if state.rows:
-                alive = state.alive[: state.rows]
-                parts.append(
-                    Part(
-                        state.segment,
-                        state.node,
-                        state.rows,
-                        alive,
-                        state.dead,
-                        state.without_vector,
-                        state.sealed,
-                        state.blocks,
-                    )
-                )
-        return View(tuple(parts), self._live, published + self._version_base, pin, self._indexes)
+                parts.append(state.part or _part_of(state))
+        return View(tuple(parts), self._live, published, pin, self._indexes)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         listed: dict[int, tuple[int, Entry]] = {}
@@ -211,6 +208,7 @@ class LiveRows:
             self._replace_states(listed, blocks)
             for uid, state in self._states.items():
                 state.blocks = derived.get(uid, {})
+                state.part = None
         except BaseException:
             self._forget()
             raise
@@ -269,8 +267,9 @@ class LiveRows:
 
     # ------------------------------------------------------------------ folding
 
-    def _fold_to(self, cut: list[int]) -> None:
-        fresh = self._runs_to(cut)
+    def _fold_to(self, cut: list[int], *, everywhere: bool) -> None:
+        """Count in what is new up to the cut: in open segments, or `everywhere` after a change of the manifests."""
+        fresh = self._runs_to(cut, self._states.values() if everywhere else self._open)
         for runs, _ in in_pieces(fresh):
             for state, start, stop in runs:
                 self._admit(state, start, stop)
@@ -287,11 +286,11 @@ class LiveRows:
             for other in others:
                 self._compare(piece, other)
 
-    def _runs_to(self, cut: list[int]) -> list[Run]:
-        """The rows up to the cut that are new; from now on they count as folded."""
+    def _runs_to(self, cut: list[int], states: Iterable[Folded]) -> list[Run]:
+        """The rows of these segments up to the cut that are new; from now on they count as folded."""
         runs = []
         rows_now = {id(state): state.segment.rows_of(word) for state, word in zip(self._open, cut, strict=True)}
-        for state in self._states.values():
+        for state in states:
             rows = rows_now.get(id(state), state.entry.rows)
             if rows > state.segment.shape.rows:
                 raise state.segment.damaged("more rows than there is room for", "flags")
@@ -305,6 +304,7 @@ class LiveRows:
             if rows > state.rows:
                 runs.append((state, state.rows, rows))
                 state.rows = rows
+                state.part = None
         return runs
 
     def _repeated(self, fresh: int) -> npt.NDArray[np.uint64] | None:
@@ -370,6 +370,7 @@ class LiveRows:
             self._live -= distinct
 
     def _before_change(self, state: Folded) -> None:
+        state.part = None
         if self._readers and not state.copied:
             state.alive = state.alive.copy()  # somebody is reading the old cut's
             state.copied = True
@@ -411,11 +412,9 @@ class LiveRows:
         hashed = (link & order.VALUE_MASK) >> ROW_BITS
         encoded_id = segment.id_at(row)
         for other in others:
-            if not other.rows:
-                continue
-            there = other.segment
-            if there.heads[hashed & there.bucket_mask] != _EMPTY_BUCKET:
-                self._settle(state, row, other, there.lookup(encoded_id, hashed, row if other is state else other.rows))
+            limit = row if other is state else other.rows
+            if other.segment.may_have(hashed, limit):
+                self._settle(state, row, other, other.segment.lookup(encoded_id, hashed, limit))
 
     def _settle(self, state: Folded, row: int, other: Folded, found: int) -> None:
         if found < 0:

@@ -67,9 +67,8 @@ class Serving:
         return self.log.read_text(errors="replace")
 
     def worker_pids(self) -> list[int]:
-        """The workers that run now: children of the parent that are servers, not multiprocessing's tracker."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in _command_line(int(pid))]
+        """The workers that run now: children of the process that forks them, a child of the server."""
+        return [pid for one in _children(self.process.pid) if b"forkserver" in _command_line(one) for pid in _children(one)]
 
     def client(self, key: str | None = ADMIN_KEY, **options: Any) -> httpx.Client:
         """A client with this key."""
@@ -91,6 +90,13 @@ class Serving:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def _command_line(pid: int) -> bytes:
