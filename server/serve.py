@@ -137,7 +137,7 @@ def _logging() -> dict[str, Any]:
 
 
 def _environment(settings: Settings, folder: str | None, workers: int) -> dict[str, str]:
-    """What the workers are told: these settings, and how many cores one of them may take."""
+    """What the workers are told: these settings, how many cores one of them may take, and how Arrow finds memory."""
     told = {
         f"SHAREDRAG_{name.upper()}": str(value)
         for name, value in settings.model_dump(include=settings.model_fields_set).items()
@@ -149,4 +149,8 @@ def _environment(settings: Settings, folder: str | None, workers: int) -> dict[s
     cores = max(1, len(os.sched_getaffinity(0)) // workers)
     for name in ("SHAREDRAG_EMBED_THREADS", "OMP_NUM_THREADS"):
         told[name] = os.environ.get(name, str(cores))
+    # Arrow's own allocator takes memory in advance, some 20 MiB in each worker for the little that it does there, and the
+    # system's keeps what was freed by each thread for that thread.
+    for name, value in (("ARROW_DEFAULT_MEMORY_POOL", "system"), ("MALLOC_ARENA_MAX", "2")):
+        told[name] = os.environ.get(name, value)
     return told

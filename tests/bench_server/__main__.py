@@ -146,11 +146,11 @@ def _memory(found: dict[str, Any]) -> list[str]:
     more, data = all_["second_private"] - few["second_private"], all_["data"] - few["data"]
     held = ", ".join(f"{one['second_private'] / MIB:.0f}" for one in (empty, few, all_))
     text = f"{held} MiB at 0, {found['rows'] // 10:,} and {found['rows']:,} exchanges"
-    grown = f"the last step adds {more / MIB:.1f} MiB for {data / MIB:.0f} MiB of data: {100 * more / data:.1f} %"
-    own = 100 * (all_["second_private"] - empty["second_private"]) / all_["data"]
+    grown = f"{more / MIB:.1f} MiB for {data / MIB:.0f} MiB of data: {100 * more / data:.1f} %"
+    shares = ", ".join(f"{100 * one['second_private'] / one['data']:.1f}" for one in (few, all_))
     return [
-        f"| private memory of the second worker | {text}; {grown} | |",
-        f"| of it beyond an empty pool's worker, at {found['rows']:,} | {own:.1f} % of the data | under 15 % |",
+        f"| private memory of the second worker, all of it | {text}: {shares} % of the data | under 15 % |",
+        f"| what ten times the data adds to it | {grown} | |",
     ]
 
 
