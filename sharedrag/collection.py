@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from sharedrag import turns
 from sharedrag.arena.manifest import CollectionEntry
-from sharedrag.arena.segment import HAS_VECTOR, RawRow, Segment, hash31
+from sharedrag.arena.row import HAS_VECTOR, RawRow, hash31
+from sharedrag.arena.segment import Segment
 from sharedrag.errors import InvalidFilter, InvalidRecord
 from sharedrag.filters import Filter, is_timed, parse
 from sharedrag.maintenance import purge

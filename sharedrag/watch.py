@@ -21,7 +21,8 @@ from pydantic import BaseModel, Field
 from sharedrag import info
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import UID_NODE_SHIFT, Entry, Kind, Manifest, State
-from sharedrag.arena.segment import PUT, Segment
+from sharedrag.arena.row import PUT
+from sharedrag.arena.segment import Segment
 from sharedrag.errors import PoolDamaged
 from sharedrag.info import CollectionInfo, LaneInfo, NodeInfo, PoolInfo
 from sharedrag.memory import layout

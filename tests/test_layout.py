@@ -13,7 +13,7 @@ import pytest
 
 # The one place that knows where the modules of the format are.
 from sharedrag.arena import block as block_module
-from sharedrag.arena import manifest, segment
+from sharedrag.arena import manifest, row, segment
 from sharedrag.memory import layout
 from sharedrag.search import columns_layout, coverage, ivf_layout, postings, terms
 from sharedrag.segments import deletions
@@ -230,9 +230,9 @@ def test_a_segments_columns_come_in_the_tables_order_and_widths() -> None:
 def test_the_flags_are_as_the_table_says() -> None:
     """The bits of a flags word are those of the table, the check has the upper twelve."""
     line = next(one for one in block(segment, "Columns,").splitlines() if one.split()[0] == "flags")
-    bits = (segment.PUT, segment.HAS_VECTOR, segment.HAS_TEXT, segment.HAS_METADATA)
+    bits = (row.PUT, row.HAS_VECTOR, row.HAS_TEXT, row.HAS_METADATA)
     assert "{} put, {} has vector, {} has text, {} has metadata".format(*bits) in line
-    assert sum(bits) == segment.FLAGS_MASK == (1 << 16 - 12) - 1 and "upper 12 bits" in line
+    assert sum(bits) == row.FLAGS_MASK == (1 << 16 - 12) - 1 and "upper 12 bits" in line
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -41,6 +41,21 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from sharedrag.arena.row import (
+    FLAGS_MASK,
+    FLAGS_PRIME,
+    HAS_METADATA,
+    HAS_TEXT,
+    HAS_VECTOR,
+    NORM_ONE,
+    ROW_BITS,
+    ROW_MASK,
+    ROWS_MAX,
+    RawRow,
+    are_flags_words,
+    flags_word,
+    hash31,
+)
 from sharedrag.errors import PoolDamaged
 from sharedrag.memory import layout, order
 from sharedrag.memory.region import Region
@@ -53,24 +68,14 @@ _EPOCH_OFFSET = 1088
 HEADER_SIZE = layout.PAGE
 assert _HEADER.size == 56
 
-PUT, HAS_VECTOR, HAS_TEXT, HAS_METADATA = 1, 2, 4, 8
-FLAGS_MASK = 15
-FLAGS_PRIME = 4093  # with flags weighed by 256, any change of one byte of a flags word or of its key is noticed
 
-ROW_BITS = 24
-ROW_MASK = (1 << ROW_BITS) - 1
-ROWS_MAX = ROW_MASK - 1
-HASH_MASK = (1 << 31) - 1
 HEAP_MAX = (1 << 31) - 1
 _VECTORS_STEP_MAX = 16 << 10
-NORM_ONE = 0x3F800000  # the bits of float32 1.0
 DTYPES: dict[str, int] = {"none": 0, "float32": 1, "float16": 2}
 _NUMPY: dict[int, type[np.generic]] = {1: np.float32, 2: np.float16}
 _U64 = (1 << 64) - 1
 _new = tuple.__new__  # half the price of calling a NamedTuple
 _digest = xxhash.xxh3_64_intdigest
-
-
 _EMPTY_BUCKET = order.checked(0)
 
 
@@ -128,60 +133,6 @@ class Shape(NamedTuple):
 def buckets_for(rows: int) -> int:
     """Hash buckets for that many rows: the greatest power of two that is not more."""
     return 1 << max(0, rows.bit_length() - 1)
-
-
-def hash31(encoded_id: bytes) -> int:
-    """The 31 bits of an id's xxh3-64 that index it; the full id is compared in the end."""
-    return xxhash.xxh3_64_intdigest(encoded_id) & HASH_MASK
-
-
-def hashes_in(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The hash31 in each of these links or heads."""
-    hashes: npt.NDArray[np.uint64] = np.right_shift(words & order.VALUE_MASK, ROW_BITS, dtype=np.uint64)
-    return hashes
-
-
-def rows_in(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """The row that each of these links or heads leads to; -1 for none."""
-    return (words & ROW_MASK).astype(np.int64) - 1
-
-
-def flags_word(flags: int, key: int) -> int:
-    """The stored form of a row's flags: what decides whether a row counts, and before which other, checks itself.
-
-    No word is 0, so rows that nobody wrote fail.
-    """
-    return flags | ((key + (flags << 8)) % FLAGS_PRIME + 1) << 4
-
-
-def are_flags_words(words: npt.NDArray[np.uint16], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each of these is a `flags_word` of its row's key."""
-    flags = (words & FLAGS_MASK).astype(np.uint64)
-    right: npt.NDArray[np.bool_] = (keys + (flags << 8)) % FLAGS_PRIME + 1 == words >> 4
-    return right
-
-
-def row_checksum(payload: bytes, vector: memoryview | bytes, key: int, created_us: int, flags: int, norm_bits: int) -> int:
-    """The checksum of one row; `payload` is id + text + metadata joined, `norm_bits` the float32's bits.
-
-    It covers nothing that depends on the row's place, so merging copies it unchanged.
-    """
-    seed = key ^ (created_us & _U64) ^ flags << 48 ^ norm_bits << 8
-    if vector:
-        seed ^= xxhash.xxh3_64_intdigest(vector)
-    return xxhash.xxh3_64_intdigest(payload, seed)
-
-
-class RawRow(NamedTuple):
-    """One row as it lies, its strings copied out."""
-
-    id: bytes
-    text: bytes | None
-    metadata: bytes | None
-    created_us: int
-    key: int
-    flags: int
-    norm_bits: int
 
 
 class Segment:

@@ -19,7 +19,8 @@ from sharedrag.arena.attachment import Arena
 from sharedrag.arena.block import Buffers
 from sharedrag.arena.extents import Purpose
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
-from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, PUT, Segment
+from sharedrag.arena.row import HAS_METADATA, HAS_TEXT, HAS_VECTOR, PUT
+from sharedrag.arena.segment import Segment
 from sharedrag.errors import PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance.budget import Budget

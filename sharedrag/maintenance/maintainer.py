@@ -26,7 +26,8 @@ from sharedrag.arena import extents, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.extents import Purpose
 from sharedrag.arena.manifest import Entry, Kind, Manifest, State
-from sharedrag.arena.segment import PUT, Segment, Shape, hashes_in
+from sharedrag.arena.row import PUT, hashes_in
+from sharedrag.arena.segment import Segment, Shape
 from sharedrag.errors import CollectionDropped, PoolDamaged, PoolFull
 from sharedrag.info import MaintenanceReport
 from sharedrag.maintenance import merge, purge, reclaim

@@ -8,19 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sharedrag.arena.segment import (
-    HASH_MASK,
-    HEADER_SIZE,
-    HEAP_MAX,
-    NORM_ONE,
-    PUT,
-    ROW_BITS,
-    ROWS_MAX,
-    Segment,
-    Shape,
-    buckets_for,
-    hashes_in,
-)
+from sharedrag.arena.row import HASH_MASK, NORM_ONE, PUT, ROW_BITS, ROWS_MAX, hashes_in
+from sharedrag.arena.segment import HEADER_SIZE, HEAP_MAX, Segment, Shape, buckets_for
 from sharedrag.memory import order
 from sharedrag.segments.live import Part
 

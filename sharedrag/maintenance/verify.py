@@ -10,7 +10,8 @@ import numpy as np
 from sharedrag.arena import block, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import Entry, Kind
-from sharedrag.arena.segment import HAS_VECTOR, ROW_BITS, ROW_MASK, Segment, hash31
+from sharedrag.arena.row import HAS_VECTOR, ROW_BITS, ROW_MASK, hash31
+from sharedrag.arena.segment import Segment
 from sharedrag.errors import PoolDamaged
 from sharedrag.info import Problem, VerifyReport
 from sharedrag.memory import layout, order, superblock

@@ -12,7 +12,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sharedrag.arena.segment import HAS_METADATA, Segment
+from sharedrag.arena.row import HAS_METADATA
+from sharedrag.arena.segment import Segment
 
 if TYPE_CHECKING:
     from sharedrag.filters import Filter

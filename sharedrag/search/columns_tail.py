@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sharedrag.arena.segment import HAS_METADATA, Segment
+from sharedrag.arena.row import HAS_METADATA
+from sharedrag.arena.segment import Segment
 from sharedrag.filters import Filter
 from sharedrag.search.columns import Columns, build
 from sharedrag.search.columns_lanes import Mask

@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.arena.segment import PUT, Segment
+from sharedrag.arena.row import PUT
+from sharedrag.arena.segment import Segment
 from sharedrag.errors import InvalidRecord
 from sharedrag.memory import layout
 from sharedrag.segments.live import Part, View

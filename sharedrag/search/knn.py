@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.arena.segment import HAS_VECTOR
+from sharedrag.arena.row import HAS_VECTOR
 from sharedrag.errors import InvalidRecord
 from sharedrag.segments.live import Part
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.arena.segment import HAS_VECTOR
+from sharedrag.arena.row import HAS_VECTOR
 from sharedrag.search import knn
 from sharedrag.search.blocks import Blocks
 from sharedrag.search.coverage import CoveredIndex, Range

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, Segment
+from sharedrag.arena.row import HAS_METADATA, HAS_TEXT, HAS_VECTOR
+from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin
 from sharedrag.errors import InvalidFilter
 from sharedrag.segments.live import Part

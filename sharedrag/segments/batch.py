@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from sharedrag.arena.segment import HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
+from sharedrag.arena.row import HAS_METADATA, HAS_TEXT, HAS_VECTOR, NORM_ONE, PUT, hash31
 from sharedrag.errors import InvalidRecord
 
 ID_BYTES_MAX = 64 * 1024

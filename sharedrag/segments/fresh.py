@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from sharedrag import turns
 from sharedrag.arena.manifest import Entry, State
-from sharedrag.arena.segment import Segment, hashes_in
+from sharedrag.arena.row import hashes_in
+from sharedrag.arena.segment import Segment
 from sharedrag.segments import probe
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ import xxhash
 
 from sharedrag import faults
 from sharedrag.arena.attachment import Arena
-from sharedrag.arena.segment import FLAGS_PRIME, HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, Segment, rows_in
+from sharedrag.arena.row import FLAGS_PRIME, HAS_VECTOR, NORM_ONE, ROW_BITS, ROW_MASK, rows_in
+from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import write_label
 from sharedrag.errors import PoolBusy
 from sharedrag.memory import layout, order
@@ -286,7 +287,7 @@ class Appender:
         at = row
         rows = zip(ids, texts, metadatas, flags, keys, seeds, vector_sums)  # noqa: B905 (some may be endless)
         for encoded, text, metadata, flag, own_key, seed, vector_sum in rows:
-            # the checksum of `segment.row_checksum`, and `segment.flags_word`
+            # the checksum of `row.row_checksum`, and `row.flags_word`
             seed ^= own_key ^ flag << 48
             checksums[at] = _xxh3(encoded + text + metadata, seed ^ vector_sum if flag & HAS_VECTOR else seed)
             flag_column[at] = flag | ((own_key + (flag << 8)) % FLAGS_PRIME + 1) << 4

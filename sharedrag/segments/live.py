@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from sharedrag.arena.attachment import Arena, Snapshot
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, differs
-from sharedrag.arena.segment import HAS_VECTOR, PUT, ROW_BITS, Segment, hashes_in, rows_in
+from sharedrag.arena.row import HAS_VECTOR, PUT, ROW_BITS, hashes_in, rows_in
+from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
 from sharedrag.memory import order

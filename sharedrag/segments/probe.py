@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.arena.segment import Segment, hashes_in, rows_in
+from sharedrag.arena.row import hashes_in, rows_in
+from sharedrag.arena.segment import Segment
 from sharedrag.memory import order
 
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # masks

@@ -13,7 +13,8 @@ from sharedrag.arena import extents, manifest
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.extents import Purpose, Run
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, Manifest, State
-from sharedrag.arena.segment import DTYPES, HEADER_SIZE, HEAP_MAX, ROWS_MAX, Segment, Shape, buckets_for
+from sharedrag.arena.row import ROWS_MAX
+from sharedrag.arena.segment import DTYPES, HEADER_SIZE, HEAP_MAX, Segment, Shape, buckets_for
 from sharedrag.errors import CollectionDropped, PoolFull, RecordTooLarge
 from sharedrag.memory.layout import EXTENT_SIZE, Geometry
 from sharedrag.segments.batch import Batch

@@ -14,7 +14,8 @@ import pytest
 from sharedrag import Collection, Pool, PoolDamaged, SharedRagError, faults
 from sharedrag.arena import manifest, session
 from sharedrag.arena.manifest import State
-from sharedrag.arena.segment import Segment, hash31
+from sharedrag.arena.row import hash31
+from sharedrag.arena.segment import Segment
 from sharedrag.memory import layout, order
 from sharedrag.segments import lane
 

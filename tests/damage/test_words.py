@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from sharedrag.arena.segment import FLAGS_MASK, are_flags_words, flags_word
+from sharedrag.arena.row import FLAGS_MASK, are_flags_words, flags_word
 from sharedrag.memory import order
 
 _VALUES = [0, 1, 244, 1 << 24, (1 << 31) - 1, (1 << 54) + 12_345, order.VALUE_MASK]
