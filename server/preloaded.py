@@ -1,13 +1,24 @@
 """Imported once, by the process that `serve` forks its workers from: they share the pages of all that this imports.
 
-Nothing here may start a thread, open the pool or read the settings.
+Nothing that is imported here may start a thread, open the pool or read the settings.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
+import os
+import signal
 
-import server.app  # noqa: F401
+from server import process
 
-gc.collect()
-gc.freeze()  # a collection in a worker must not write into the pages of what is imported, or it has them for itself
+
+def _preload() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for `serve`, which ends its workers
+    process.forked_by = os.getpid()
+    importlib.import_module("server.app")
+    gc.collect()
+    gc.freeze()  # a collection in a worker must not write into the pages of what is imported, or it has them for itself
+
+
+_preload()

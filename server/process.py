@@ -11,6 +11,7 @@ from types import FrameType
 
 PARENT_VARIABLE = "SHAREDRAG_SERVE_PARENT"
 _PR_SET_PDEATHSIG = 1
+forked_by: int | None = None  # the process that forks workers, in which `preloaded` says so
 
 
 def tell_when_stopped(stopping: asyncio.Event) -> None:
@@ -40,6 +41,9 @@ def end_with_parent() -> None:
     if serving is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if forked_by is not None and os.getppid() != forked_by:  # it went before we asked
+        signal.raise_signal(signal.SIGTERM)
+        return
     try:
         process = os.pidfd_open(int(serving))
     except ProcessLookupError:

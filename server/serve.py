@@ -30,6 +30,7 @@ from server.settings import Settings
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_START_FAILURES_MAX = 10  # in a row
 _log = logging.getLogger("uvicorn.error")
 
 
@@ -69,7 +70,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
         _fork_workers()
         supervisor = Supervisor(config, sockets=[config.bind_socket()])
         supervisor.run()
-        return 1 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
+        return 1 if supervisor.failed else 0
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -86,11 +87,20 @@ def _fork_workers() -> None:
 
 
 class Supervisor(Multiprocess):
-    """Uvicorn's own, but that it only asks whether workers live.
+    """Uvicorn's own, but that it only asks whether workers live, and goes on when the process that forks them is killed.
 
     Uvicorn's pings each worker and waits for its answer: one that is only starting keeps it from seeing that others died,
     and on a busy machine is killed for starting slowly.
     """
+
+    failed = False
+    _failures = 0
+
+    def init_processes(self) -> None:
+        """Start the workers, unless told to stop meanwhile."""
+        while len(self.processes) < self.processes_num and not self.signal_queue and not self.should_exit.is_set():
+            if worker := self._started():
+                self.processes.append(worker)
 
     def keep_subprocess_alive(self) -> None:
         """Start a worker for each that died; end with those that cannot start at all."""
@@ -101,11 +111,37 @@ class Supervisor(Multiprocess):
             worker.process.join()
             if worker.exitcode == STARTUP_FAILURE:
                 _log.error("worker %s cannot start: see above", worker.pid)
-                self.should_exit.set()
+                self._give_up()
                 return
             _log.warning("worker %s died; another one starts", worker.pid)
-            self.processes[index] = Process(self.config, self.sockets)
-            self.processes[index].start()
+            self.processes[index] = self._started() or worker  # if not now, in the next round
+
+    def handle_signals(self) -> None:
+        """As uvicorn does; some of it starts workers."""
+        try:
+            super().handle_signals()
+        except (EOFError, OSError) as error:
+            _log.warning("workers were not replaced: %r", error)
+
+    def _started(self) -> Process | None:
+        """A new worker; None if the process that forks them died just then. The next attempt starts that anew too."""
+        worker = Process(self.config, self.sockets)
+        try:
+            worker.start()
+        except (EOFError, OSError) as error:
+            self._failures += 1
+            if not self.signal_queue:
+                _log.warning("a worker could not be forked: %r", error)
+            if self._failures >= _START_FAILURES_MAX:
+                _log.error("no worker can be forked: see above")
+                self._give_up()
+            return None
+        self._failures = 0
+        return worker
+
+    def _give_up(self) -> None:
+        self.failed = True
+        self.should_exit.set()
 
 
 def application() -> FastAPI:

@@ -66,9 +66,13 @@ class Serving:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
 
+    def forker_pids(self) -> list[int]:
+        """The process that forks the workers, if it runs now."""
+        return [pid for pid in _children(self.process.pid) if b"forkserver" in _command_line(pid)]
+
     def worker_pids(self) -> list[int]:
-        """The workers that run now: children of the process that forks them, a child of the server."""
-        return [pid for one in _children(self.process.pid) if b"forkserver" in _command_line(one) for pid in _children(one)]
+        """The workers that run now."""
+        return [pid for forker in self.forker_pids() for pid in _children(forker)]
 
     def client(self, key: str | None = ADMIN_KEY, **options: Any) -> httpx.Client:
         """A client with this key."""

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.server.kills import Loader, kill_one_worker
 from tests.server.serving import Crowd, Serving, said
+
+Found = TypeVar("Found")
 
 
 def _count(text: str, route: str, status: str) -> float:
@@ -122,6 +126,31 @@ def test_workers_end_with_their_parent(server_pool_folder: object) -> None:
         while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(pids) == 2 and not any(_runs(pid) for pid in pids)
+
+
+@pytest.mark.slow
+def test_the_server_goes_on_when_what_forks_its_workers_is_killed(server_pool_folder: object) -> None:
+    """Also when the next one is killed while it imports: as many workers as before serve again, and no others."""
+    with Serving(f"{server_pool_folder}/forker.pool", 2) as server:
+        first, workers = server.forker_pids(), server.worker_pids()
+        os.kill(first[0], signal.SIGKILL)
+        second = _wait_for(lambda: [pid for pid in server.forker_pids() if pid not in first])
+        os.kill(second[0], signal.SIGKILL)
+        known = {*first, *second}
+        _wait_for(lambda: [pid for pid in server.forker_pids() if pid not in known] and len(server.worker_pids()) == 2)
+        _wait_for(lambda: not any(_runs(pid) for pid in workers))
+        assert len(server.worker_pids()) == 2
+        with server.client() as client:
+            _wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert server.stop() == 0
+
+
+def _wait_for(what: Callable[[], Found], seconds: float = 60.0) -> Found:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+    return found
 
 
 def _runs(pid: int) -> bool:
