@@ -76,10 +76,12 @@ class TestThreads:
         try:
             with Pool.open(pool.path) as other:
                 reader = other.collection("c")
+                time.sleep(0.5)  # so much to take in that NumPy gives the interpreter up
                 reads, until = 0, time.monotonic() + 3.0
                 while time.monotonic() < until:
                     assert len(reader.find()) in (0, 40)
                     reads += 1
+                    assert len(reader.search([0, 0], k=100)) in (0, 40)
         finally:
             stop.set()
             thread.join()
