@@ -1,6 +1,7 @@
 """Imported once, by the process that `serve` forks its workers from: they share the pages of all that this imports.
 
-Nothing that is imported here may start a thread, open the pool or read the settings.
+Nothing that is imported here may open the pool, read the settings or start a thread that does not survive a fork (those of
+OpenBLAS and jemalloc see to it themselves; ONNX's and OpenMP's would not, and start only in workers).
 """
 
 from __future__ import annotations
