@@ -24,7 +24,7 @@ from sharedrag.maintenance import purge
 from sharedrag.search import feed, fusion, knn, lexical, listing
 from sharedrag.search import scan as scans
 from sharedrag.search.blocks import Blocks
-from sharedrag.search.masks import Masks
+from sharedrag.search.masks import Admitted, Masks
 from sharedrag.search.planner import Planner
 from sharedrag.segments import batch
 from sharedrag.segments.live import LiveRows, Part, View
@@ -351,11 +351,9 @@ class Collection:
             shares = self.lexicon.shares(view.parts, list(zip(found.parts, found.rows, strict=True)), question)
             return list(zip(_hits(view.parts, found), shares, strict=True))
 
-    def _masks(self, view: View, wanted: Filter | None, ids: Sequence[str] | None) -> list[npt.NDArray[np.bool_] | None]:
+    def _masks(self, view: View, wanted: Filter | None, ids: Sequence[str] | None) -> knn.PerPart:
         """For each part of a view which of its rows a search may find, None for all."""
-        masks: list[npt.NDArray[np.bool_] | None] = [None] * len(view.parts)
-        if wanted is not None:
-            masks = [self.masks.of(part, wanted) for part in view.parts]
+        masks: knn.PerPart = [None] * len(view.parts) if wanted is None else Admitted(self.masks, view.parts, wanted)
         return masks if ids is None else _narrow_to(view, ids, masks)
 
     def _queries(self, vectors: Any) -> tuple[npt.NDArray[np.float32], bool]:
@@ -474,9 +472,7 @@ def _name(wanted: Filter | None, ids: Sequence[str] | None) -> object:
     return "" if wanted is None else wanted.key()
 
 
-def _narrow_to(
-    view: View, ids: Sequence[str], masks: list[npt.NDArray[np.bool_] | None]
-) -> list[npt.NDArray[np.bool_] | None]:
+def _narrow_to(view: View, ids: Sequence[str], masks: knn.PerPart) -> list[npt.NDArray[np.bool_]]:
     """The masks, narrowed to the live rows of these ids."""
     chosen = [np.zeros(part.rows, np.bool_) for part in view.parts]
     positions = {id(part.segment): index for index, part in enumerate(view.parts)}
@@ -484,4 +480,4 @@ def _narrow_to(
         place = _locate(view, batch.encode_id(one))
         if place is not None:
             chosen[positions[id(place[0])]][place[1]] = True
-    return [one if mask is None else one & mask for one, mask in zip(chosen, masks, strict=True)]
+    return [one if (mask := masks[index]) is None else one & mask for index, one in enumerate(chosen)]

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 from sharedrag import Collection, Pool
+from sharedrag.filters import Filter
+from sharedrag.search import coverage
+from sharedrag.search.masks import Mask, Masks
+from sharedrag.segments.live import Part
 from tests.index_helpers import World, compared, counted_uses, covered_rows, index_entries, put_all, settled
 
 ROWS = 2600  # enough for an index
@@ -110,6 +114,40 @@ def test_filters_of_every_kind_with_an_index(topics: tuple[Collection, World]) -
     ]
     for one in (*filters, *filters):
         assert compared(collection, questions, filter=one) >= RECALL
+
+
+def test_what_a_filter_admits_is_remembered(topics: tuple[Collection, World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again no row's metadata is looked at, in few rows or in many; another filter is another question."""
+    collection, world = topics
+    looked: list[str] = []
+    evaluate = Masks.of
+
+    def counted(masks: Masks, part: Part, wanted: Filter) -> Mask:
+        looked.append(wanted.key())
+        return evaluate(masks, part, wanted)
+
+    monkeypatch.setattr(Masks, "of", counted)
+    for one in ({"chance": {"<": 57}}, {"chance": {">=": 57}}):
+        first = [collection.search(question, filter=one) for question in world.draw(3)]
+        assert len(set(looked)) == 1, "the first of them looks"
+        looked.clear()
+        assert all(len(collection.search(question, filter=one)) == 10 for question in world.draw(5)) and first
+        assert not looked
+
+
+def test_no_more_filters_are_remembered_than_there_is_room_for(
+    topics: tuple[Collection, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that came first are forgotten, and answered all the same."""
+    collection, world = topics
+    monkeypatch.setattr(coverage, "_ALLOWED_BYTES", 64_000)
+    questions = world.draw(2)
+    for bound in (*range(100, 140), *range(600, 640), *range(100, 110)):
+        assert compared(collection, questions, filter={"chance": {"<": bound}}) >= 0.9
+    with collection._view() as view:
+        (index,) = collection._planner._plan(view).indexes
+    assert 5 < len(index._allowed) < 12
+    assert index._allowed_bytes == sum(1024 + one.nbytes for one in index._allowed.values()) <= 64_000
 
 
 def test_ids_narrow_what_an_index_finds(topics: tuple[Collection, World]) -> None:

@@ -30,7 +30,8 @@ from sharedrag.segments.live import Part
 _HEADER = struct.Struct("<4sIQ")
 _RANGE = struct.Struct("<QQQ")
 _MAGIC = b"SCOV"
-_ALLOWED_MAX = 16  # masks packed for FAISS, kept per index
+_ALLOWED_BYTES = 16 << 20  # of masks packed for FAISS, kept per index: of a million rows one takes 125 kB
+_KEPT_BYTES = 1 << 10  # about, of a key and what is around a mask
 _EXACT_MAX = 1500  # rows up to which all of them are scored rather than the index asked
 _WIDER = 4.0  # times as many lists are probed where those probed hold too little of what may be found
 Mask = npt.NDArray[np.bool_]
@@ -89,7 +90,8 @@ class CoveredIndex:
         for one in self.ranges:
             self.by_uid.setdefault(one.uid, []).append(one)
         self._lock = threading.Lock()
-        self._allowed: OrderedDict[object, tuple[Allowed, npt.NDArray[np.int64] | None]] = OrderedDict()
+        self._allowed: OrderedDict[object, Allowed | I64] = OrderedDict()
+        self._allowed_bytes = 0
 
     def fits(self, segments: Mapping[int, Part]) -> bool:
         """Whether a view has all that is covered."""
@@ -129,26 +131,32 @@ class CoveredIndex:
             factor *= _WIDER
         return self.rows.best(query, found, k)
 
-    def allowed(
-        self, key: object, masks_of: Callable[[], Mapping[int, Mask | None]]
-    ) -> tuple[Allowed, npt.NDArray[np.int64] | None]:
+    def allowed(self, key: object, masks_of: Callable[[], Mapping[int, Mask | None]]) -> Allowed | I64:
         """What may be found, packed once for each `key` (None: not kept), from masks over the segments' rows by uid.
 
-        With it the internal ids themselves where they are so few that looking at all of them is the faster way.
+        The internal ids themselves where they are so few that looking at all of them is the faster way.
         """
         known = self._allowed.get(key) if key is not None else None
         if known is None:
-            pieces = []
             masks = masks_of()
+            pieces = []
             for one in self.ranges:
                 mask = masks[one.uid]
                 pieces.append(np.ones(one.rows, np.bool_) if mask is None else mask[one.start : one.start + one.rows])
-            whole = np.concatenate(pieces)
-            allowed = Allowed(whole)
-            known = (allowed, np.flatnonzero(whole) if allowed.count <= _EXACT_MAX else None)
+            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            few = int(np.count_nonzero(whole)) <= _EXACT_MAX
+            known = np.flatnonzero(whole) if few else Allowed(whole)
             if key is not None:
-                with self._lock:
-                    self._allowed[key] = known
-                    while len(self._allowed) > _ALLOWED_MAX:
-                        self._allowed.popitem(last=False)
+                self._keep(key, known)
         return known
+
+    def _keep(self, key: object, known: Allowed | I64) -> None:
+        """Remember it, and forget the oldest where there are too many."""
+        with self._lock:
+            if key in self._allowed:
+                return  # another thread's
+            self._allowed[key] = known
+            self._allowed_bytes += _KEPT_BYTES + known.nbytes
+            while self._allowed_bytes > _ALLOWED_BYTES and len(self._allowed) > 1:
+                _, old = self._allowed.popitem(last=False)
+                self._allowed_bytes -= _KEPT_BYTES + old.nbytes

@@ -44,6 +44,11 @@ class Allowed:
         self.count = int(np.count_nonzero(mask))
         self.share = self.count / max(1, len(mask))
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes, in bytes."""
+        return int(self._bits.nbytes)
+
 
 class Index:
     """One blob, open. Searches change nothing in it, so threads may share it.

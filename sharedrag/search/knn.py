@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -22,6 +22,12 @@ _HALF_CHUNK_ROWS = 4096  # float16 columns are widened in pieces that stay in ca
 
 Mask = npt.NDArray[np.bool_]
 _swig_ptr = faiss.swig_ptr
+
+
+class PerPart(Protocol):
+    """Which rows of each part of a view, by its position, a search may find: (rows,) bool, None for all of them."""
+
+    def __getitem__(self, part: int, /) -> Mask | None: ...
 
 
 class Found(NamedTuple):
@@ -50,7 +56,7 @@ def check_k(k: object) -> int:
 
 def search_parts(
     parts: tuple[Part, ...],
-    masks: list[Mask | None],
+    masks: PerPart,
     queries: npt.NDArray[np.float32],
     k: int,
     metric: str,
@@ -101,9 +107,7 @@ def _best(
     return Found(values, [part for part, _ in where], [row + start for row, (_, start) in zip(found, where, strict=True)])
 
 
-def _blocks(
-    parts: tuple[Part, ...], masks: list[Mask | None], spans: list[list[tuple[int, int]]] | None
-) -> Iterator[_Block]:
+def _blocks(parts: tuple[Part, ...], masks: PerPart, spans: list[list[tuple[int, int]]] | None) -> Iterator[_Block]:
     for index, part in enumerate(parts):
         within = [(0, part.rows)] if spans is None else spans[index]
         if not within:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from sharedrag.errors import InvalidRecord
 from sharedrag.search import words
-from sharedrag.search.knn import Found, Mask
+from sharedrag.search.knn import Found, Mask, PerPart
 from sharedrag.search.postings import COUNT_MAX, I64, U16, U64, Postings
 from sharedrag.search.tail import Tail
 from sharedrag.search.terms import Terms
@@ -116,7 +116,7 @@ class Lexicon:
         for tail in self._tails.values():
             tail.after_fork_in_child()
 
-    def search(self, parts: tuple[Part, ...], masks: list[Mask | None], question: str, k: int) -> Found:
+    def search(self, parts: tuple[Part, ...], masks: PerPart, question: str, k: int) -> Found:
         """The k best rows of all parts; `masks[i]` (rows,) bool narrows part i, None leaves it whole.
 
         Raises `PoolDamaged` for texts that are not UTF-8.
@@ -165,7 +165,7 @@ class Lexicon:
 
     # ------------------------------------------------------------------ where the postings are
 
-    def _sources(self, parts: tuple[Part, ...], masks: list[Mask | None], hashes: U64) -> list[_Source]:
+    def _sources(self, parts: tuple[Part, ...], masks: PerPart, hashes: U64) -> list[_Source]:
         sources: list[_Source] = []
         for index, part in enumerate(parts):
             found = self._postings(part, hashes)

@@ -23,7 +23,7 @@ from sharedrag.search.columns_rows import Rows, decode
 from sharedrag.search.columns_tail import Tail
 from sharedrag.segments.live import Part
 
-__all__ = ["Mask", "Masks", "decode"]
+__all__ = ["Admitted", "Mask", "Masks", "decode"]
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Blocks: TypeAlias = Callable[[Part], Columns | None]
@@ -186,6 +186,26 @@ class Masks:
                 greatest = others.pop()
                 size -= greatest.tail.size
                 greatest.tail = Tail()
+
+
+class Admitted:
+    """One filter's masks of a view's parts (`knn.PerPart`), each looked for when it is first asked for.
+
+    An index that remembers what the filter admits of its rows asks for none of them.
+    """
+
+    def __init__(self, masks: Masks, parts: tuple[Part, ...], wanted: Filter) -> None:
+        self._masks = masks
+        self._parts = parts
+        self._wanted = wanted
+        self._found: dict[int, Mask] = {}
+
+    def __getitem__(self, part: int) -> Mask:
+        """Of the part at this position. Raises `PoolDamaged`."""
+        found = self._found.get(part)
+        if found is None:
+            found = self._found[part] = self._masks.of(self._parts[part], self._wanted)
+        return found
 
 
 def _has_sharp_needles(wanted: Filter) -> bool:

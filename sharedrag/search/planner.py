@@ -13,7 +13,8 @@ from sharedrag.arena.row import HAS_VECTOR
 from sharedrag.search import knn
 from sharedrag.search.blocks import Blocks
 from sharedrag.search.coverage import CoveredIndex, Range
-from sharedrag.search.knn import Found, Mask
+from sharedrag.search.ivf import Allowed
+from sharedrag.search.knn import Found, Mask, PerPart
 from sharedrag.segments.live import Part, View
 
 _INDEXED_K_MAX = 128  # for more hits than this all rows are compared: settings were measured at ten
@@ -53,7 +54,7 @@ class Planner:
         self._cut_of: tuple[_Plan, _Cut] = (_NO_PLAN, _NO_CUT)
 
     def search(
-        self, view: View, masks: list[Mask | None], asked: object, queries: npt.NDArray[np.float32], k: int, exact: bool
+        self, view: View, masks: PerPart, asked: object, queries: npt.NDArray[np.float32], k: int, exact: bool
     ) -> list[Found]:
         """The best k rows for each query (n, dimension) float32; `masks[i]` (rows,) bool narrows part i, None leaves it.
 
@@ -145,7 +146,7 @@ def _ask(
     parts: tuple[Part, ...],
     positions: Mapping[int, int],
     dead: tuple[int, ...],
-    masks: list[Mask | None],
+    masks: PerPart,
     asked: object,
     query: npt.NDArray[np.float32],
     k: int,
@@ -154,12 +155,12 @@ def _ask(
     if asked == "" and not any(dead):
         return index.search(query, k)
     covered = [positions[uid] for uid in index.by_uid]
-    allowed, few = index.allowed(
+    allowed = index.allowed(
         None if asked is None else (asked, dead),
         lambda: {parts[position].segment.uid: _wanted(parts[position], masks[position]) for position in covered},
     )
-    if few is not None:
-        return index.rows.best(query, few, k)
+    if not isinstance(allowed, Allowed):
+        return index.rows.best(query, allowed, k)
     return index.search(query, k, allowed)
 
 
