@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -34,19 +33,24 @@ _START_FAILURES_MAX = 10  # in a row
 _log = logging.getLogger("uvicorn.error")
 
 
-def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool, show_key: Callable[[str], None]) -> int:
-    """Serve until SIGTERM or SIGINT; answers in flight are finished first. `show_key` gets an admin key made just now.
+def prepare(settings: Settings) -> str | None:
+    """Make what is not there yet, the pool and its admin key; returns a key that was made just now.
 
-    Returns the exit code: 1 if workers could not start.
+    Raises what `open_history` does: ValueError for settings that do not fit the pool.
     """
     given = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
     history = open_history(settings, maintenance=False)
     try:
-        made = history.keys.ensure_admin(given)
+        return history.keys.ensure_admin(given)
     finally:
         history.pool.close()
-    if made is not None:
-        show_key(made)
+
+
+def serve(settings: Settings, host: str, port: int, workers: int, access_log: bool) -> int:
+    """Serve what was prepared until SIGTERM or SIGINT; answers in flight are finished first.
+
+    Returns the exit code: 1 if workers could not start.
+    """
     folder = tempfile.mkdtemp(prefix="sharedrag-metrics-") if settings.metrics_folder is None else None
     try:
         os.environ.update(_environment(settings, folder, workers))

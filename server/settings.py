@@ -5,25 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sharedrag.pool import parse_size
+
 MIB = 1 << 20
+_PREFIX = "SHAREDRAG_"
+_HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
+
+
+def _size(value: str) -> str:
+    parse_size(value)
+    return value
+
+
+def _base_url(value: str) -> str:
+    try:
+        if value:
+            _HTTP_URL.validate_python(value)
+    except ValidationError:
+        raise ValueError("want a URL, such as http://llm:8000/v1") from None
+    return value
+
+
+def told(error: ValueError) -> str:
+    """In one line what is wrong with settings: of pydantic's errors the variables, and never what a variable holds."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{_PREFIX}{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
 
 
 class Settings(BaseSettings):
     """Each field is the variable of its name in capitals behind `SHAREDRAG_`: `SHAREDRAG_POOL`, `SHAREDRAG_RATE`, ..."""
 
-    model_config = SettingsConfigDict(env_prefix="SHAREDRAG_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     pool: Path = Field(default=Path("/dev/shm/sharedrag.pool"), description="Path of the pool; made if it is not there.")
-    capacity: str = Field(default="2 GiB", description="Its capacity where it is made here.")
+    capacity: Annotated[str, AfterValidator(_size)] = Field(
+        default="2 GiB", description="Its capacity where it is made here."
+    )
     node: Annotated[int, Field(ge=0)] = Field(default=0, description="The lock domain to attach as.")
     nodes: Annotated[int, Field(ge=1)] = Field(default=1, description="Lock domains of a pool that is made here.")
     label: str = Field(default="", description="What this node calls itself in `sharedrag info` and beside messages.")
-    history: str = Field(default="history", description="The history's name in the pool.")
+    history: Annotated[str, Field(min_length=1)] = Field(default="history", description="The history's name in the pool.")
     embedder: str = Field(default="light", description="As `sharedrag.embed.load_embedder` takes it.")
-    maintenance: float = Field(
+    maintenance: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="The share of one core for the pool's care, in one worker at a time."
     )
 
@@ -54,7 +81,7 @@ class Settings(BaseSettings):
     metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
     metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")
 
-    upstream_url: str | None = Field(
+    upstream_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
         default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1."
     )
     upstream_key: SecretStr | None = Field(default=None, description="The key for it.")

@@ -319,20 +319,22 @@ def serve(
     """
     if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("server") is None:
         raise SharedRagError("the server is not installed", operation="serve", hint="pip install 'sharedrag[server,light]'")
+    from server.serve import prepare
     from server.serve import serve as run
-    from server.settings import Settings
+    from server.settings import Settings, told
 
     given = {"pool": pool, "capacity": capacity, "node": node, "nodes": nodes, "label": label}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except ValueError as error:  # pydantic's: a variable that means nothing
-        raise typer.BadParameter(str(error)) from None
-    raise typer.Exit(run(settings, host, port, workers, access_log, _show_admin_key))
-
-
-def _show_admin_key(key: str) -> None:
-    typer.echo(f"Admin key (shown this once, keep it): {key}")
-    sys.stdout.flush()
+        admin_key = prepare(settings)
+    except SharedRagError:
+        raise
+    except ValueError as error:  # an option or variable that means nothing, or does not fit the pool
+        raise typer.BadParameter(told(error)) from None
+    if admin_key is not None:
+        typer.echo(f"Admin key (shown this once, keep it): {admin_key}")
+        sys.stdout.flush()
+    raise typer.Exit(run(settings, host, port, workers, access_log))
 
 
 app.command("import")(cli_transfer.import_)

@@ -113,11 +113,15 @@ os.register_at_fork(after_in_child=_Lazy.after_fork_in_child)
 def threads_default() -> int:
     """Cores one call may use: SHAREDRAG_EMBED_THREADS, else 1 in a worker process, else all this process may run on.
 
-    A worker is a child of multiprocessing (a pipeline's or uvicorn's), or runs under gunicorn.
+    A worker is a child of multiprocessing (a pipeline's or uvicorn's), or runs under gunicorn. Raises ValueError for a
+    variable that is no number.
     """
     asked = os.environ.get(THREADS_VARIABLE, "")
     if asked:
-        return max(1, int(asked))
+        try:
+            return max(1, int(asked))
+        except ValueError:
+            raise ValueError(f"{THREADS_VARIABLE}={asked!r:.80}: want how many cores, such as 1") from None
     if multiprocessing.parent_process() is not None or os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
         return 1
     return len(os.sched_getaffinity(0))

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import pytest
 
+from sharedrag import Pool
 from tests.server.kills import Loader, kill_one_worker
 from tests.server.serving import Crowd, Serving, said
 
@@ -166,3 +167,27 @@ def test_workers_that_cannot_start_end_the_server(server_pool_folder: object) ->
     command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/none.pool", "--port", "0"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1 and "cannot start" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("NODE", "5", "has nodes 0 to 0"),
+        ("CAPACITY", "much", "SHAREDRAG_CAPACITY: .*512 MiB"),
+        ("HISTORY", "", "SHAREDRAG_HISTORY: .*at least 1"),
+        ("MAINTENANCE", "2", "SHAREDRAG_MAINTENANCE: .*less than or equal to 1"),
+        ("EMBED_THREADS", "x", "SHAREDRAG_EMBED_THREADS='x': want how many cores"),
+        ("EMBEDDER", "none", "'none'"),
+        ("UPSTREAM_URL", "llm", "SHAREDRAG_UPSTREAM_URL: .*http://llm:8000/v1"),
+        ("CORS_ORIGINS", "not json", "cors_origins"),
+    ],
+)
+def test_settings_that_mean_nothing_end_it_at_once(server_pool_folder: object, name: str, value: str, says: str) -> None:
+    """Before there is a worker; the message names the setting."""
+    pool = f"{server_pool_folder}/settings.pool"
+    Pool.open(pool, create=True, capacity="64 MiB").close()
+    environment = os.environ | {f"SHAREDRAG_{name}": value, "SHAREDRAG_ADMIN_KEY": "a-key"}
+    command = [sys.executable, "-m", "sharedrag", "serve", "--pool", pool, "--port", "0"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    told = " ".join(done.stderr.replace("\u2502", " ").split())
+    assert done.returncode in (1, 2) and re.search(says, told) and "Traceback" not in told
