@@ -71,6 +71,7 @@ assert _HEADER.size == 56
 
 HEAP_MAX = (1 << 31) - 1
 _VECTORS_STEP_MAX = 16 << 10
+_CHECKED_TOGETHER = 16 << 10  # rows: what NumPy makes between is still in the cache when it is read
 DTYPES: dict[str, int] = {"none": 0, "float32": 1, "float16": 2}
 _NUMPY: dict[int, type[np.generic]] = {1: np.float32, 2: np.float16}
 _U64 = (1 << 64) - 1
@@ -306,10 +307,13 @@ class Segment:
 
     def check_flags(self, rows: npt.NDArray[np.int64] | slice) -> None:
         """Raise `PoolDamaged` unless flags and key of each of these rows, (m,) int64 or a slice, pass their check."""
-        right = are_flags_words(self.flags_array[rows], self.key_array[rows])
-        if not right.all():
-            row = int(np.arange(self.shape.rows)[rows][~right][0])
-            raise self.damaged("flags and key fail their check", "flags", row, 2)
+        flags, keys = self.flags_array[rows], self.key_array[rows]
+        for start in range(0, len(flags), _CHECKED_TOGETHER):
+            piece = slice(start, start + _CHECKED_TOGETHER)
+            right = are_flags_words(flags[piece], keys[piece])
+            if not right.all():
+                row = int(np.arange(self.shape.rows)[rows][piece][~right][0])
+                raise self.damaged("flags and key fail their check", "flags", row, 2)
 
     def check_id(self, row: int) -> None:
         """Raise `PoolDamaged` unless the id of a row is the one that its link was made of."""
