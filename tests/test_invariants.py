@@ -242,6 +242,26 @@ def test_invariant_04_a_cut_is_collected_again_when_it_changed_meanwhile(pool_pa
         assert sorted(texts_of(collection)) == ["a0", "a1", "q0", "q1"]
 
 
+def test_invariant_04_a_segment_that_is_new_meanwhile_belongs_to_the_cut(pool_path: str) -> None:
+    """A question begins a segment while a cut is collected, and an answer follows in one that is known: both are seen."""
+    with (
+        Pool.open(pool_path, create=True, capacity="4 MiB", maintenance=False) as asking,
+        Pool.open(pool_path, maintenance=False) as answering,
+        Pool.open(pool_path, maintenance=False) as pool,
+    ):
+        answering.collection("chain").put(["a0"], texts=["first"])
+        collection = pool.collection("chain")
+        assert len(collection) == 1
+        ((_, answers),) = segments_of(pool, "chain")
+
+        def ask_and_answer() -> None:
+            asking.collection("chain").put(["q1"], texts=["why?"])
+            answering.collection("chain").put(["a1"], texts=["because"])
+
+        pool.arena.region.words = Interrupting(pool.arena.region.words, answers.watermark_index, ask_and_answer)  # type: ignore[assignment]
+        assert sorted(texts_of(collection)) == ["a0", "a1", "q1"]
+
+
 def test_invariant_04_a_batch_is_seen_whole_or_not_at_all(launcher: Launcher, pool_path: str) -> None:  # noqa: F811
     """Batches of ten records with one value each, written without pause by another process: every read sees one value."""
     with Pool.open(pool_path, create=True, capacity="16 MiB", maintenance=False) as pool:

@@ -89,7 +89,7 @@ class LiveRows:
     def acquire(self) -> View:
         """The newest view; every `acquire` wants its `release`. Raises `PoolDamaged`, `CollectionDropped`."""
         with self.lock:
-            self._catch_up(self._arena.refresh())
+            self._catch_up()
             self._readers += 1
             assert self._view is not None
             return self._view
@@ -102,7 +102,7 @@ class LiveRows:
     def counts(self) -> tuple[int, int]:
         """(live rows, version) of the newest view."""
         with self.lock:
-            self._catch_up(self._arena.refresh())
+            self._catch_up()
             assert self._view is not None
             return self._view.live, self._view.version
 
@@ -112,7 +112,7 @@ class LiveRows:
             return
         with self.lock:
             try:
-                self._catch_up(self._arena.refresh())
+                self._catch_up()
             except (CollectionDropped, PoolClosed, PoolDamaged):  # who reads next will be told
                 self._forget()
 
@@ -123,14 +123,18 @@ class LiveRows:
 
     # ------------------------------------------------------------------ catching up
 
-    def _catch_up(self, snapshot: Snapshot) -> None:
-        changed = snapshot is not self._snapshot
-        if changed:
-            self._adopt(snapshot)
-        cut = self._collect_cut()
-        if cut == self._cut and not changed:
-            return
+    def _catch_up(self) -> None:
         try:
+            for _ in range(_CUT_ATTEMPTS):
+                snapshot = self._arena.refresh()
+                changed = snapshot is not self._snapshot
+                if changed:
+                    self._adopt(snapshot)
+                cut = self._collect_cut()
+                if self._arena.refresh() is snapshot:
+                    break  # else a segment is new, which may have what rows of this cut answer
+            if cut == self._cut and not changed:
+                return
             self._fold_to(cut, everywhere=changed)
         except BaseException:
             self._forget()
