@@ -128,10 +128,10 @@ def test_what_a_filter_admits_is_remembered(topics: tuple[Collection, World], mo
 
     monkeypatch.setattr(Masks, "of", counted)
     for one in ({"chance": {"<": 57}}, {"chance": {">=": 57}}):
-        first = [collection.search(question, filter=one) for question in world.draw(3)]
-        assert len(set(looked)) == 1, "the first of them looks"
+        collection.search(world.draw(1)[0], filter=one)
+        assert len(set(looked)) == 1, "the first question looks"
         looked.clear()
-        assert all(len(collection.search(question, filter=one)) == 10 for question in world.draw(5)) and first
+        assert all(len(collection.search(question, filter=one)) == 10 for question in world.draw(5))
         assert not looked
 
 

@@ -6,6 +6,7 @@ its memory is the block's own and one chunk of Python objects.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -170,7 +171,7 @@ def _has_great(values: list[Any]) -> bool:
     return any(type(one) is int and not -(1 << 63) <= one < 1 << 63 for one in values)
 
 
-class _Lane:
+class _Lane(ABC):
     """Items and the rows they are of, in pieces."""
 
     def __init__(self) -> None:
@@ -181,8 +182,9 @@ class _Lane:
         self._rows.append(rows)
         self.count += len(rows)
 
+    @abstractmethod
     def place(self, writer: Writer, rows: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """Write the lane; returns its entry in the directory."""
 
     def _is_dense(self, rows: int) -> bool:
         return self.count * _DENSE_SHARE >= rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -37,7 +38,7 @@ def _any_of(masks: Iterable[Mask | None]) -> Mask | None:
     return whole
 
 
-class _Lane:
+class _Lane(ABC):
     """`_answer`, `_present` and `_filled` speak of the lane's own items; this maps them onto rows."""
 
     def __init__(self, reader: Reader, entry: Entry, rows: int) -> None:
@@ -66,11 +67,11 @@ class _Lane:
         rows[self._at[items]] = True
         return rows
 
-    def _answer(self, op: str, value: Any) -> Mask | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _answer(self, op: str, value: Any) -> Mask | None: ...
 
-    def _present(self) -> Mask:
-        raise NotImplementedError
+    @abstractmethod
+    def _present(self) -> Mask: ...
 
     def _filled(self) -> Mask:
         return self._present()
@@ -98,11 +99,11 @@ class _Numbers(_Lane):
             found &= self._present()
         return found
 
-    def _compare(self, op: str, value: float) -> Mask | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _compare(self, op: str, value: float) -> Mask | None: ...
 
-    def _is_in(self, wanted: list[float]) -> Mask | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _is_in(self, wanted: list[float]) -> Mask | None: ...
 
 
 class Ints(_Numbers):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -110,11 +111,8 @@ class LiveRows:
         """Bring a view that is kept to the newest manifests, so that it pins nothing old; forget what cannot be read."""
         if self._view is None or self._snapshot is self._arena.current:
             return
-        with self.lock:
-            try:
-                self._catch_up()
-            except (CollectionDropped, PoolClosed, PoolDamaged):  # who reads next will be told
-                self._forget()
+        with self.lock, suppress(CollectionDropped, PoolClosed, PoolDamaged):  # who reads next will be told
+            self._catch_up()
 
     def after_fork_in_child(self) -> None:
         """New lock; no reader of the parent's lives here."""
@@ -143,7 +141,7 @@ class LiveRows:
         self._view = self._cut_view(snapshot.pin)
 
     def _forget(self) -> None:
-        """Start over next time: a fold that failed half-way knows nothing for certain."""
+        """Start over next time: what failed half-way knows nothing for certain."""
         self._snapshot = None
         self._states, self._open, self._cut = {}, [], []
         self._live = 0
@@ -193,7 +191,6 @@ class LiveRows:
                     else:
                         derived.setdefault(entry.of, {})[entry.kind] = (one.node, entry)
         if definition is None:
-            self._forget()
             raise CollectionDropped(
                 f"collection {self._name!r} was dropped",
                 operation="read",
@@ -201,7 +198,6 @@ class LiveRows:
                 hint="Call `pool.collection(...)` again to make it anew",
             )
         if self._expected is not None and differs(self._expected, definition):
-            self._forget()
             raise CollectionDropped(
                 f"collection {self._name!r} was dropped and made anew with another definition",
                 operation="read",
@@ -209,14 +205,10 @@ class LiveRows:
                 hint="Call `pool.collection(...)` again",
             )
         self.definition = definition
-        try:
-            self._replace_states(listed, blocks)
-            for uid, state in self._states.items():
-                state.blocks = derived.get(uid, {})
-                state.part = None
-        except BaseException:
-            self._forget()
-            raise
+        self._replace_states(listed, blocks)
+        for uid, state in self._states.items():
+            state.blocks = derived.get(uid, {})
+            state.part = None
         self._version_base = made + retired
         self._indexes = tuple(indexes)
         self._snapshot = snapshot
