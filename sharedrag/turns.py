@@ -13,22 +13,48 @@ import threading
 import time
 
 _LOOK_S = 300e-6  # a thread that waits for the interpreter's lock needs 50 to 150 us to wake up
+_STARVED_S = 10e-3  # two turns of another thread
 _REMEMBERED_S = 10.0
 _TURN_S = 2e-3
 
 _crowded_until = 0.0
+_starved_until = 0.0
 _mine = threading.local()
+
+
+class Turn:
+    """A piece of work of this thread, to see afterwards whether other threads of the process let it have the interpreter."""
+
+    def __init__(self) -> None:
+        self._process, self._thread = time.process_time(), time.thread_time()
+
+    def others(self) -> float:
+        """Seconds of processor time that other threads of this process had since it began."""
+        return time.process_time() - self._process - (time.thread_time() - self._thread)
+
+    def end(self) -> None:
+        """Remember it where others had far more than this thread: then a look that shows nothing is not to be trusted."""
+        global _crowded_until, _starved_until
+        if self.others() > max(_STARVED_S, 2 * (time.thread_time() - self._thread)):
+            _crowded_until = _starved_until = time.monotonic() + _REMEMBERED_S
 
 
 def others_are_busy() -> bool:
     """Whether other threads of this process use the processor as soon as this one lets them; then they are to give way."""
     global _crowded_until
-    since, before = time.perf_counter(), time.process_time()
-    time.sleep(_LOOK_S)
-    busy = time.process_time() - before > (time.perf_counter() - since) / 4
+    if time.monotonic() < _starved_until:
+        return True
+    busy = _look()
     if busy:
         _crowded_until = time.monotonic() + _REMEMBERED_S
     return busy
+
+
+def _look() -> bool:
+    """Let them for a moment. On a crowded machine another thread may not wake up within it; then this shows nothing."""
+    turn = Turn()
+    time.sleep(_LOOK_S)
+    return turn.others() > _LOOK_S / 4
 
 
 def give_way() -> None:

@@ -17,7 +17,7 @@ from sharedrag.segments import probe
 if TYPE_CHECKING:
     from sharedrag.segments.live import Part
 
-_SMALL, _LARGE = 480, 50_000  # rows in a piece
+_SMALL, _FIRST, _LARGE = 480, 4000, 50_000  # rows in a piece: beside busy threads, to try it, and at most
 _SMALL_AT_A_TIME = 16  # before the next look at what other threads do
 _WORTH_A_LOOK = 1000  # rows
 
@@ -89,17 +89,21 @@ def in_pieces(runs: list[Run]) -> Iterator[tuple[list[Run], bool]]:
 
     For arrays of more than 500 elements NumPy gives the interpreter's lock up, hundreds of times in a fold, and a thread
     that writes in plain Python then keeps it for 5 ms each time: a fold of 80 ms was seen to take 8 s. Beside busy threads
-    the pieces are so small that this one keeps its share; that takes, at 5,000 rows, four times the processor time.
+    the pieces are so small that this one keeps its share; that takes, at 5,000 rows, four times the processor time. Where
+    a look does not show them, a piece that takes far longer than its work does; hence pieces begin small.
     """
     total = sum(stop - start for _, start, stop in runs)
-    at = 0
+    at, large = 0, _FIRST
     while at < total:
         small = total - at > _SMALL and (total < _WORTH_A_LOOK or turns.others_are_busy())
-        size, count = (_SMALL, _SMALL_AT_A_TIME) if small else (_LARGE, 1)
+        size, count = (_SMALL, _SMALL_AT_A_TIME) if small else (large, 1)
+        turn = turns.Turn()
         for _ in range(count):
             if at < total:
                 yield _cut(runs, at, at + size), not small
                 at += size
+        turn.end()
+        large = _FIRST if small else min(4 * large, _LARGE)
 
 
 def _cut(runs: list[Run], start: int, stop: int) -> list[Run]:
