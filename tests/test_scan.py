@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,3 +266,35 @@ class TestNodes:
                     assert {record.id: record.text for record in pool.collection("c").find()} == truth
             assert merged
             assert first.verify().ok
+
+
+_SCANS = """
+import os, sys
+import numpy as np
+from sharedrag import Pool
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+with Pool.open(sys.argv[1], maintenance=False) as pool:
+    collection = pool.collection("c", 4, sys.argv[2])
+    vectors = np.random.default_rng(0).normal(size=(40_000, 4)).astype(np.float32)
+    collection.put([str(row) for row in range(40_000)], vectors)
+    before = threads()
+    collection.search(vectors[0], k=5)
+    collection.search(vectors[:20], k=5)
+    print(threads() - before)
+    collection.search(vectors[:2000], k=5)
+    print(threads() - before)
+"""
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_one_question_wakes_no_other_threads(pool: Pool, metric: str) -> None:
+    """Threads that share a small scan wait for each other by spinning: among busy workers that took fifty times as long."""
+    environment = os.environ | {"OMP_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", _SCANS, pool.path, metric]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    alone, many = map(int, done.stdout.split())
+    assert alone == 0
+    assert many == 3  # a large batch is worth them

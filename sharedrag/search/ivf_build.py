@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sharedrag.search import ivf_layout, ivf_measure, ivf_train
+from sharedrag.search import ivf_layout, ivf_measure, ivf_train, openmp
 from sharedrag.search.ivf_layout import Settings, faiss
 from sharedrag.search.ivf_rows import I64, Rows
 
@@ -55,7 +53,7 @@ def build(
     if len(ids) < ROWS_MIN:
         return None
     metric, lists, kind = rows.metric, ivf_train.lists_for(round(growth * len(ids))), ivf_train.kind_for(rows.dimension)
-    with _threads(threads):
+    with openmp.Threads(threads):
         rng = np.random.default_rng(seed)
         sample = ivf_train.sampled(rows, ids, ivf_train.SAMPLES_PER_LIST * lists, rng)
         centres, scale = ivf_train.centres_of(sample, lists, metric, seed)
@@ -113,7 +111,7 @@ def extended(
     """
     settings, faiss_bytes = ivf_layout.unpack(payload)
     assert (rows.metric, rows.dimension) == (settings.metric, settings.dimension) and rows.count >= settings.rows
-    with _threads(threads):
+    with openmp.Threads(threads):
         index = _own_copy(faiss_bytes)
         fresh = _included(rows, leave_out)
         fresh = fresh[fresh.searchsorted(settings.rows) :]
@@ -175,7 +173,7 @@ def renumbered(payload: npt.NDArray[np.uint8], mapping: I64, rows_new: int, more
         total += kept
     index.ntotal = total
     if more is not None and len(more.ids):
-        with _threads(1):
+        with openmp.Threads(1):
             _add(index, more.rows, more.ids, more.first)
         total += len(more.ids)
     return _packed(index, settings._replace(rows=rows_new, indexed=total))
@@ -225,17 +223,3 @@ def _own_copy(faiss_bytes: npt.NDArray[np.uint8]) -> Any:
 def _packed(index: Any, settings: Settings) -> Built:
     written: npt.NDArray[np.uint8] = faiss.serialize_index(index)
     return Built([memoryview(settings.pack(len(written))), written.data], settings)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """FAISS may use so many threads for what this one calls; OpenMP keeps the number for each thread.
-
-    Never more than it may use now: in the child of a process whose OpenMP threads ran, that is one, and two hang.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(min(count, before))
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sharedrag.search import openmp
 from sharedrag.search.ivf_layout import METRICS, faiss
 
 F32 = npt.NDArray[np.float32]
@@ -188,10 +189,8 @@ class Rows:
             else:
                 scratch.into[:wanted] = self._grid[places]
             scratch.index.ntotal = wanted
-            threads = faiss.omp_get_max_threads()
-            faiss.omp_set_num_threads(1)  # this search wakes all of them for any question: milliseconds on a busy machine
-            scratch.index.search_c(1, _swig_ptr(query), k, _swig_ptr(scores), _swig_ptr(best))
-            faiss.omp_set_num_threads(threads)
+            with openmp.Threads(1):
+                scratch.index.search_c(1, _swig_ptr(query), k, _swig_ptr(scores), _swig_ptr(best))
             self._scratches.append(scratch)
         found = min(k, wanted)
         best[:found] = ids[best[:found]]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sharedrag.arena.row import HAS_VECTOR
 from sharedrag.errors import InvalidRecord
+from sharedrag.search import openmp
 from sharedrag.segments.live import Part
 
 _HALF_CHUNK_ROWS = 4096  # float16 columns are widened in pieces that stay in cache
@@ -161,11 +162,13 @@ def _knn(
         _swig_ptr(scores),
         _swig_ptr(rows),
     )
+    with openmp.Threads.of_scan(count, len(vectors), dimension):
+        if metric == "l2":
+            faiss.knn_L2sqr(*where, None, selector)
+        else:
+            faiss.knn_inner_product(*where, selector)
     if metric == "l2":
-        faiss.knn_L2sqr(*where, None, selector)
         np.negative(scores, out=scores)
-    else:
-        faiss.knn_inner_product(*where, selector)
     if rows[:, -1].min() < 0:
         scores[rows < 0] = -np.inf
     return scores, rows
