@@ -11,8 +11,10 @@ import logging
 import multiprocessing
 import os
 import shutil
+import socket
 import sys
 import tempfile
+import time
 from typing import Any
 
 import uvicorn
@@ -26,15 +28,17 @@ from server.app import create_app, open_history
 from server.process import PARENT_VARIABLE
 from server.protocol import BoundedHead
 from server.settings import Settings
+from sharedrag.history.keys import AdminKey
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _START_FAILURES_MAX = 10  # in a row
+_STARTING_S = 30.0  # a worker that ends by itself within this time could not start
 _log = logging.getLogger("uvicorn.error")
 
 
-def prepare(settings: Settings) -> str | None:
-    """Make what is not there yet, the pool and its admin key; returns a key that was made just now.
+def prepare(settings: Settings) -> AdminKey:
+    """Make what is not there yet, the pool and its admin key.
 
     Raises what `open_history` does: ValueError for settings that do not fit the pool.
     """
@@ -99,6 +103,12 @@ class Supervisor(Multiprocess):
 
     failed = False
     _failures = 0
+    _ended = 0  # workers in a row that could not start
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        """Of uvicorn's configuration, and sockets that listen."""
+        super().__init__(config, sockets=sockets)
+        self._begun: dict[int | None, float] = {}
 
     def init_processes(self) -> None:
         """Start the workers, unless told to stop meanwhile."""
@@ -113,7 +123,9 @@ class Supervisor(Multiprocess):
                 continue
             worker.kill()  # closes its pipes
             worker.process.join()
-            if worker.exitcode == STARTUP_FAILURE:
+            early = time.monotonic() - self._begun.pop(worker.pid, 0.0) < _STARTING_S
+            self._ended = self._ended + 1 if early and (worker.exitcode or 0) > 0 else 0  # not one that was killed
+            if worker.exitcode == STARTUP_FAILURE or self._ended >= _START_FAILURES_MAX:
                 _log.error("worker %s cannot start: see above", worker.pid)
                 self._give_up()
                 return
@@ -141,6 +153,7 @@ class Supervisor(Multiprocess):
                 self._give_up()
             return None
         self._failures = 0
+        self._begun[worker.pid] = time.monotonic()
         return worker
 
     def _give_up(self) -> None:
@@ -184,6 +197,7 @@ def _environment(settings: Settings, folder: str | None, workers: int) -> dict[s
         if isinstance(value, (str, int, float, os.PathLike)) and not isinstance(value, bool)
     }
     told[PARENT_VARIABLE] = str(os.getpid())
+    told["PYTHONSAFEPATH"] = "1"  # the process that forks workers would look for modules in the current folder first
     if folder is not None:
         told["SHAREDRAG_METRICS_FOLDER"] = folder
     cores = max(1, len(os.sched_getaffinity(0)) // workers)

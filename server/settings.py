@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, TypeAdapter, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sharedrag.pool import parse_size
 
@@ -26,6 +28,15 @@ def _base_url(value: str) -> str:
             _HTTP_URL.validate_python(value)
     except ValidationError:
         raise ValueError("want a URL, such as http://llm:8000/v1") from None
+    return value
+
+
+def _origins(value: object) -> object:
+    """A list of origins, also from one text: JSON, or with commas between them."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("[") else [one.strip() for one in value.split(",") if one.strip()]
+    if not isinstance(value, list) or not all(one == "*" or re.fullmatch(r"https?://[^/\s]+", str(one)) for one in value):
+        raise ValueError("want origins such as https://chat.example.org, with commas between them, or *")
     return value
 
 
@@ -54,7 +65,10 @@ class Settings(BaseSettings):
         default=0.1, description="The share of one core for the pool's care, in one worker at a time."
     )
 
-    admin_key: SecretStr | None = Field(default=None, description="The admin key; without one, the first start makes it.")
+    admin_key: Annotated[SecretStr, Field(min_length=12)] | None = Field(
+        default=None,
+        description="The admin key, which replaces the one of an earlier start; unset, the first start makes one.",
+    )
 
     threads: Annotated[int, Field(ge=1)] = Field(default=4, description="Threads of a worker that ask the pool and embed.")
     queue: Annotated[int, Field(ge=1)] = Field(default=256, description="Calls that may wait for them; more get a 503.")
@@ -77,7 +91,9 @@ class Settings(BaseSettings):
     tidy_s: Annotated[float, Field(ge=0)] = Field(
         default=600.0, description="How often some worker erases what groups keep no longer. 0: never."
     )
-    cors_origins: list[str] = Field(default=[], description="Origins (JSON list) whose pages may call; none by default.")
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(
+        default=[], description="Origins whose pages may call, with commas between them; none by default."
+    )
     metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
     metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")
 

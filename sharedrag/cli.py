@@ -311,14 +311,15 @@ def serve(
     """Serve a pool's history over HTTP: groups, conversations, and the crowd's answers, with OpenAI's API among the rest.
 
     The admin key is SHAREDRAG_ADMIN_KEY; where that is not set, the first start on a pool makes one and shows it this once.
+    A start with another SHAREDRAG_ADMIN_KEY replaces it, on every node that serves the pool.
+
     Every setting is a variable SHAREDRAG_...: README, "As a service".
 
     ```
     sharedrag serve --pool /dev/shm/team.pool --workers 2 --port 8000
     ```
     """
-    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("server") is None:
-        raise SharedRagError("the server is not installed", operation="serve", hint="pip install 'sharedrag[server,light]'")
+    _require_own("server", needs="fastapi", operation="serve", hint="pip install 'sharedrag[server,light]'")
     from server.serve import prepare
     from server.serve import serve as run
     from server.settings import Settings, told
@@ -331,9 +332,11 @@ def serve(
         raise
     except ValueError as error:  # an option or variable that means nothing, or does not fit the pool
         raise typer.BadParameter(told(error)) from None
-    if admin_key is not None:
-        typer.echo(f"Admin key (shown this once, keep it): {admin_key}")
-        sys.stdout.flush()
+    if admin_key.made is not None:
+        typer.echo(f"Admin key (shown this once, keep it): {admin_key.made}")
+    elif admin_key.replaced:
+        typer.echo("The admin key is now this SHAREDRAG_ADMIN_KEY; that of an earlier start no longer counts, on any node.")
+    sys.stdout.flush()
     raise typer.Exit(run(settings, host, port, workers, access_log))
 
 
@@ -353,10 +356,22 @@ def demo(ctx: typer.Context) -> None:
     sharedrag demo --quick
     ```
     """
-    if importlib.util.find_spec("demos") is None:
-        raise SharedRagError("the demo is not installed", operation="demo", hint="Run it in a clone, with `make demo`")
+    _require_own(
+        "demos", needs="llama_index", operation="demo", hint="pip install 'sharedrag[demo]', or `make demo` in a clone"
+    )
     # The demo becomes this process, so that Ctrl-C and the exit code are its own.
-    os.execv(sys.executable, [sys.executable, "-m", "demos.hawaii", *ctx.args])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "demos.hawaii", *ctx.args])
+
+
+def _require_own(package: str, *, needs: str, operation: str, hint: str) -> None:
+    """Raise unless this package beside ours is there with what it needs, and no other of its name is found first."""
+    found = importlib.util.find_spec(package)
+    if found is None or importlib.util.find_spec(needs) is None:
+        raise SharedRagError(f"what `{operation}` needs is not installed", operation=operation, hint=hint)
+    if found.origin is None or Path(found.origin).parents[1] != Path(__file__).parents[1]:
+        where = found.origin or ", ".join(found.submodule_search_locations or ())
+        advice = f"Run `sharedrag {operation}` in another folder, or take that one off PYTHONPATH"
+        raise SharedRagError(f"another module `{package}` is found first: {where}", operation=operation, hint=advice)
 
 
 def _watch(pool: Pool, terminal: Console, every_s: float) -> None:

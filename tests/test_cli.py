@@ -369,7 +369,7 @@ class TestDemo:
         called: list[list[str]] = []
         monkeypatch.setattr(os, "execv", lambda program, arguments: called.append([program, *arguments]))
         run("demo", "--quick", "--data", "my.jsonl")
-        assert called == [[sys.executable, sys.executable, "-m", "demos.hawaii", "--quick", "--data", "my.jsonl"]]
+        assert called == [[sys.executable, sys.executable, "-P", "-m", "demos.hawaii", "--quick", "--data", "my.jsonl"]]
 
 
 class TestWords:

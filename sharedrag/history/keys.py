@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharedrag.collection import Record
 from sharedrag.filters import And, Where
@@ -17,6 +17,13 @@ _SHOWN = 8
 _LABEL_LENGTH_MAX = 256
 _ADMIN = And(Where("kind", "==", "key"), Where("admin", "==", True))
 _ENVIRONMENT = "from the environment"
+
+
+class AdminKey(NamedTuple):
+    """An administrator's key made now, to be shown this once; and whether one that was given before counts no more."""
+
+    made: str | None
+    replaced: bool
 
 
 class Keys:
@@ -74,25 +81,26 @@ class Keys:
         equal = {} if group is None else {"group": group}
         return sorted((_info(one) for one in self._store.find("key", **equal)), key=lambda info: info.created)
 
-    def ensure_admin(self, key: str | None = None) -> str | None:
-        """See that there is an administrator's key: this one, or else any. Returns one that was made now, shown this once.
+    def ensure_admin(self, key: str | None = None) -> AdminKey:
+        """See that there is an administrator's key: this one, or else any.
 
         A given key takes the place of the one that was given before, which no longer counts.
         """
         with self._store.changing("admin"):
             if key is None:
                 if self._store.records.find(_ADMIN, limit=1):
-                    return None
+                    return AdminKey(None, replaced=False)
                 made = _new_key()
                 self._store_key(made, None, None, False, "made at first start")
-                return made
+                return AdminKey(made, replaced=False)
             if not key.strip() or not key.isprintable():
                 raise invalid("the administrator's key is empty", "Give printable characters, or none to have one made")
             before = [one for one in self._store.records.find(_ADMIN) if one.metadata["label"] == _ENVIRONMENT]
-            if all(one.id != _record_id(key) for one in before):
+            others = [one.id for one in before if one.id != _record_id(key)]
+            if len(others) == len(before):
                 self._store_key(key, None, None, False, _ENVIRONMENT)
-            self._store.records.delete([one.id for one in before if one.id != _record_id(key)])
-        return None
+            self._store.records.delete(others)
+        return AdminKey(None, replaced=bool(others))
 
 
 def _new_key() -> str:

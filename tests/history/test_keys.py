@@ -48,21 +48,21 @@ def test_a_members_key_wants_the_member(history: History, group: str) -> None:
 
 def test_the_admin_key_is_made_once(history: History, remote: RemoteHistory) -> None:
     """The first who asks is shown it; no other process makes a second."""
-    made = history.keys.ensure_admin()
+    made = history.keys.ensure_admin().made
     assert made is not None
-    assert remote.call("keys.ensure_admin") is None and history.keys.ensure_admin() is None
+    assert remote.call("keys.ensure_admin") == history.keys.ensure_admin() == (None, False)
     info = remote.call("keys.resolve", made)
     assert info.user is None and info.group is None and not info.trusted
 
 
 def test_the_admin_key_of_the_environment_replaces_the_one_before(history: History) -> None:
     """A changed variable is a changed key; nothing of a given key is stored in the clear."""
-    assert history.keys.ensure_admin("first secret") is None
-    assert history.keys.ensure_admin("first secret") is None
+    assert history.keys.ensure_admin("first secret") == (None, False)
+    assert history.keys.ensure_admin("first secret") == (None, False)
     known = history.keys.resolve("first secret")
     assert known is not None and known.prefix == ""
-    assert history.keys.ensure_admin() is None, "there is one already"
-    history.keys.ensure_admin("second secret")
+    assert history.keys.ensure_admin() == (None, False), "there is one already"
+    assert history.keys.ensure_admin("second secret") == (None, True)
     assert history.keys.resolve("first secret") is None and history.keys.resolve("second secret") is not None
     assert len(history.keys.list()) == 1
     for nothing in ("", "  ", "a\nb"):

@@ -18,6 +18,7 @@ from typing import Any, Self
 import httpx
 
 ADMIN_KEY = "admin-key-of-the-tests"
+COMMAND = Path(sys.executable).with_name("sharedrag")
 START_S = 100.0
 
 
@@ -32,7 +33,7 @@ class Serving:
         descriptor, name = tempfile.mkstemp(prefix="sharedrag-serve-", suffix=".log")
         os.close(descriptor)
         self.log = Path(name)
-        command = [sys.executable, "-m", "sharedrag", "serve", "--pool", pool, "--workers", str(workers), "--port", "0"]
+        command = [str(COMMAND), "serve", "--pool", pool, "--workers", str(workers), "--port", "0"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *arguments],

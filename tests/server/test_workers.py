@@ -163,7 +163,7 @@ def _runs(pid: int) -> bool:
 
 def test_workers_that_cannot_start_end_the_server(server_pool_folder: object) -> None:
     """The parent tells by its exit code, instead of starting them for ever."""
-    environment = os.environ | {"SHAREDRAG_METRICS_FOLDER": "/proc/none", "SHAREDRAG_ADMIN_KEY": "a-key"}
+    environment = os.environ | {"SHAREDRAG_METRICS_FOLDER": "/proc/none", "SHAREDRAG_ADMIN_KEY": "a key of the tests"}
     command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/none.pool", "--port", "0"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1 and "cannot start" in done.stderr
@@ -179,15 +179,43 @@ def test_workers_that_cannot_start_end_the_server(server_pool_folder: object) ->
         ("EMBED_THREADS", "x", "SHAREDRAG_EMBED_THREADS='x': want how many cores"),
         ("EMBEDDER", "none", "'none'"),
         ("UPSTREAM_URL", "llm", "SHAREDRAG_UPSTREAM_URL: .*http://llm:8000/v1"),
-        ("CORS_ORIGINS", "not json", "cors_origins"),
+        ("CORS_ORIGINS", "chat.org", "SHAREDRAG_CORS_ORIGINS: .*https://chat.example.org"),
+        ("ADMIN_KEY", "short", "SHAREDRAG_ADMIN_KEY: .*at least 12"),
     ],
 )
 def test_settings_that_mean_nothing_end_it_at_once(server_pool_folder: object, name: str, value: str, says: str) -> None:
     """Before there is a worker; the message names the setting."""
     pool = f"{server_pool_folder}/settings.pool"
     Pool.open(pool, create=True, capacity="64 MiB").close()
-    environment = os.environ | {f"SHAREDRAG_{name}": value, "SHAREDRAG_ADMIN_KEY": "a-key"}
+    environment = os.environ | {"SHAREDRAG_ADMIN_KEY": "a key of the tests", f"SHAREDRAG_{name}": value}
     command = [sys.executable, "-m", "sharedrag", "serve", "--pool", pool, "--port", "0"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     told = " ".join(done.stderr.replace("\u2502", " ").split())
     assert done.returncode in (1, 2) and re.search(says, told) and "Traceback" not in told
+
+
+@pytest.mark.parametrize("kind", ["server.py", "server/__init__.py"])
+def test_a_module_of_the_users_own_is_not_taken_for_ours(
+    server_pool_folder: object, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with a `server` of another kind the command serves; where that is found first, it says so."""
+    own = tmp_path / kind
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("raise SystemExit('not mine')\n")
+    monkeypatch.chdir(tmp_path)
+    with Serving(f"{server_pool_folder}/own.pool", 1) as server, server.client(None) as client:
+        assert client.get("/readyz").status_code == 200
+    done = subprocess.run([sys.executable, "-m", "sharedrag", "serve"], check=False, capture_output=True, text=True)
+    told = " ".join(done.stderr.replace("\u2502", " ").split())
+    assert done.returncode == 1 and "another module `server` is found first" in told and "Traceback" not in told
+
+
+def test_workers_that_end_by_themselves_as_they_start_end_the_server(server_pool_folder: object, tmp_path: Path) -> None:
+    """Whatever breaks them, before they can say that they cannot start."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'forkserver' in ' '.join(sys.orig_argv):\n    sys.modules['server.app'] = None\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "SHAREDRAG_ADMIN_KEY": "a key of the tests"}
+    command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/end.pool", "--port", "0"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "cannot start: see above" in done.stderr
