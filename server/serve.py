@@ -124,7 +124,7 @@ class Supervisor(Multiprocess):
             worker.kill()  # closes its pipes
             worker.process.join()
             early = time.monotonic() - self._begun.pop(worker.pid, 0.0) < _STARTING_S
-            self._ended = self._ended + 1 if early and (worker.exitcode or 0) > 0 else 0  # not one that was killed
+            self._ended = self._ended + 1 if early and 0 < (worker.exitcode or 0) < 255 else 0  # by itself, and seen
             if worker.exitcode == STARTUP_FAILURE or self._ended >= _START_FAILURES_MAX:
                 _log.error("worker %s cannot start: see above", worker.pid)
                 self._give_up()

@@ -151,8 +151,9 @@ class Pool:
         """The collection of that name, made on first use by anybody and the same for all after.
 
         Without `dimension` an existing collection is taken as it is, and a new one holds no vectors (a key-value
-        collection). `metric` is "cosine", "ip" or "l2"; `dtype`, how vectors are stored, "float32" or "float16".
-        Its indexes are built to find `recall_target` of the best ten; it counts where the collection is made.
+        collection), unless it is asked for with a dimension before anything is put into it. `metric` is "cosine", "ip" or
+        "l2"; `dtype`, how vectors are stored, "float32" or "float16". Its indexes are built to find `recall_target` of the
+        best ten; it counts where the collection is made.
         Raises `CollectionMismatch` when it exists with another definition, ValueError for an impossible one.
         """
         with self._guard:

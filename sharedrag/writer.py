@@ -89,14 +89,16 @@ class Writer:
         """Enter the collection in our node's catalog, if only another node has it so far."""
         manifests = self._arena.refresh().manifests
         found = next((entry for one in manifests if (entry := one.collection(name))), None)
-        if found is None or differs(found, definition):
+        same = found is not None and not differs(found, definition)
+        own = manifests[self._arena.node].collection(name)
+        if found is not None and same and (own is None or differs(own, found)):
+            same = catalog.declare(self._arena, found)
+        if not same:
             made_anew = " and made anew with another definition" if found else ""
             hint = "Get it again with pool.collection(...)"
             what = f"collection {name!r} was dropped{made_anew}"
             raise CollectionDropped(what, operation="put", path=self._arena.path, hint=hint)
         self._declared[name] = definition
-        if manifests[self._arena.node].collection(name) is None:
-            catalog.declare(self._arena, found)
 
     def _take_over(self, name: str, snapshot: Snapshot) -> None:
         """Go on in the open segment that we just made, or that the lane's last holder left."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections.abc import Iterator
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
-from sharedrag import Collection, CollectionDropped, CollectionMismatch, CollectionNotFound, Pool, PoolClosed
+from sharedrag import (
+    Collection,
+    CollectionDropped,
+    CollectionMismatch,
+    CollectionNotFound,
+    InvalidRecord,
+    Pool,
+    PoolClosed,
+)
 from tests.test_collection import ids_of
 
 
@@ -30,7 +41,7 @@ class TestDefinitions:
     def test_another_definition_is_refused(self, pool: Pool, other: Pool) -> None:
         """Another dimension, metric, dtype or embedding model raises and leaves the collection as it is."""
         pool.collection("c", 3, embedding_model="m").put(["a"], [[1, 2, 3]])
-        pool.collection("plain")
+        pool.collection("plain").put(["a"])
         for handle in (pool, other):
             for arguments in ((4,), (3, "l2"), (3, "cosine", "float16")):
                 with pytest.raises(CollectionMismatch, match="'c'"):
@@ -40,6 +51,37 @@ class TestDefinitions:
             with pytest.raises(CollectionMismatch):
                 handle.collection("plain", 3)
             assert len(handle.collection("c", 3, embedding_model="m")) == 1
+
+    def test_a_reader_who_comes_first_decides_nothing(self, pool: Pool, other: Pool) -> None:
+        """Asked for by name only, a new collection has no vectors until somebody who knows them asks, or writes."""
+        reader = other.collection("c")
+        with pytest.raises(InvalidRecord, match="no vectors"):
+            reader.search([1, 2, 3])
+        pool.collection("c", 3, "ip", embedding_model="m").put(["a"], [[1, 2, 3]])
+        with pytest.raises(CollectionDropped):
+            reader.put(["b"])
+        assert ids_of(other.collection("c").search([1, 2, 3])) == ["a"]
+        for handle in (pool, other):
+            with pytest.raises(CollectionMismatch):
+                handle.collection("c", 4)
+
+    def test_on_any_node_what_was_written_decides(self, pool_path: str) -> None:
+        """Two nodes know a collection without vectors: one row in one of them, and it stays as it is for both."""
+        with (
+            Pool.open(pool_path, create=True, capacity="16 MiB", nodes=2) as first,
+            Pool.open(pool_path, node=1) as second,
+        ):
+            first.collection("c").put(["a"])
+            assert second.collection("c").delete(["a"]) == 1
+            second.collection("d")
+            first.collection("d")
+            for handle in (first, second):
+                with pytest.raises(CollectionMismatch):
+                    handle.collection("c", 3)
+                assert handle.collection("d", 3).dimension == 3
+            first.collection("c").put(["b"])
+            second.collection("c").put(["c"])
+            assert ids_of(first.collection("c").find()) == ["b", "c"]
 
     def test_drop(self, pool: Pool, other: Pool) -> None:
         """A dropped collection is gone for every handle, and its name is free for another definition."""
@@ -119,3 +161,44 @@ class TestDefinitions:
         ):
             with pytest.raises(PoolClosed):
                 use()
+
+
+_RACES = 150
+
+
+def _define_and_put(path: str, node: int, barrier: Barrier, acknowledged: SimpleQueue[list[str]]) -> None:
+    """By turns with vectors and by name only, at the same moment as the other node the other way."""
+    done = []
+    with Pool.open(path, node=node, maintenance=False) as pool:
+        for number in range(_RACES):
+            with_vectors = number % 2 == node
+            barrier.wait(60)
+            try:
+                collection = pool.collection(f"c{number}", 3 if with_vectors else None)
+                collection.put([f"{number}/{node}"], [[1, 2, 3]] if with_vectors else None)
+            except (CollectionMismatch, CollectionDropped):
+                continue
+            done.append(f"{number}/{node}")
+    acknowledged.put(done)
+
+
+def test_nodes_that_define_at_once_agree(pool_path: str) -> None:
+    """Whoever comes first decides, on every node; what was acknowledged is there, and the other is told."""
+    Pool.open(pool_path, create=True, capacity="128 MiB", nodes=2).close()
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.SimpleQueue()
+    processes = [context.Process(target=_define_and_put, args=(pool_path, node, barrier, results)) for node in range(2)]
+    for process in processes:
+        process.start()
+    acknowledged = {identity for _ in processes for identity in results.get()}
+    for process in processes:
+        process.join()
+    with Pool.open(pool_path) as pool:
+        manifests = pool.arena.refresh().manifests
+        for number in range(_RACES):
+            name = f"c{number}"
+            definitions = {found.dimension for one in manifests if (found := one.collection(name))}
+            assert len(definitions) == 1
+            there = {one for one in (f"{number}/0", f"{number}/1") if one in pool.collection(name)}
+            assert there == {one for one in acknowledged if one.startswith(f"{number}/")}
+            assert there, "one of the two comes first"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
+from dataclasses import replace
 
 from sharedrag import faults
 from sharedrag.arena.attachment import Arena
 from sharedrag.arena.manifest import CollectionEntry, Entry, Manifest, State, check_catalog_room, differs
-from sharedrag.errors import CollectionMismatch, CollectionNotFound
+from sharedrag.errors import CollectionMismatch, CollectionNotFound, PoolBusy
 from sharedrag.memory import order
 
 METRICS = ("cosine", "ip", "l2")
 DTYPES = ("float32", "float16")
 DIMENSION_MAX = 65_536
 NAME_BYTES_MAX = 255
+_DECLARE_ATTEMPTS, _DECLARE_PAUSE_S = 20, 0.01
 
 
 def definition(
@@ -76,25 +79,42 @@ def check_same(found: CollectionEntry, wanted: CollectionEntry, path: str) -> No
 
 
 def find_or_declare(arena: Arena, wanted: CollectionEntry) -> CollectionEntry:
-    """The collection's entry, declared in this node's catalog if no node has it. Raises `CollectionMismatch`."""
-    found = find(arena, wanted.name)
-    if found is None:
-        declare(arena, wanted)
-        order.fence_all_processes()  # of two nodes that declare at once, at least one now sees the other
-        found = find(arena, wanted.name) or wanted
-        try:
-            check_same(found, wanted, arena.path)
-        except CollectionMismatch:
-            _withdraw(arena, wanted.name)
-            raise
-    check_same(found, wanted, arena.path)
-    return found
+    """The collection's entry, declared in this node's catalog if no node has it. Raises `CollectionMismatch`.
+
+    One without vectors that nobody has written to gives way to one with vectors: a reader came first, who did not know them.
+    """
+    for _ in range(_DECLARE_ATTEMPTS):
+        found = find(arena, wanted.name)
+        if found is None or (wanted.dimension and not found.dimension and _withdrawn_unused(arena, wanted.name)):
+            if not declare(arena, wanted):
+                time.sleep(random.uniform(0, _DECLARE_PAUSE_S))  # whoever of the two comes first decides
+                continue
+            found = find(arena, wanted.name) or wanted
+        check_same(found, wanted, arena.path)
+        return found
+    raise PoolBusy(
+        f"others define collection {wanted.name!r} otherwise, again and again", operation="collection", path=arena.path
+    )
 
 
-def _withdraw(arena: Arena, name: str) -> None:
-    with arena.node_locked("collection") as current:
-        assert current is not None
-        arena.publish(current.successor(collections=tuple(one for one in current.collections if one.name != name)))
+def _withdrawn_unused(arena: Arena, name: str) -> bool:
+    """Take a collection from all catalogs; False if a node has something in it, which then keeps its definition."""
+    for node, one in enumerate(arena.refresh().manifests):
+        if one.collection(name) is None:
+            continue
+        with arena.node_locked("collection", node) as current:
+            assert current is not None
+            found = current.collection(name)
+            if found is None:
+                continue
+            if found.dimension or not _is_unused(current, name):
+                return False
+            arena.publish(_without_definition(current, name))
+    return True
+
+
+def _without_definition(current: Manifest, name: str) -> Manifest:
+    return current.successor(collections=tuple(one for one in current.collections if one.name != name))
 
 
 def drop(arena: Arena, name: str) -> None:
@@ -127,26 +147,33 @@ def _without(current: Manifest, found: CollectionEntry) -> Manifest:
     return current.with_entries(changed, collections=tuple(one for one in current.collections if one is not found))
 
 
-def declare(arena: Arena, wanted: CollectionEntry) -> Manifest:
-    """Put a collection into this node's catalog unless it is there; returns the node's manifest.
+def declare(arena: Arena, wanted: CollectionEntry) -> bool:
+    """Put a collection into this node's catalog unless it is there; another definition gives way where nothing was written.
 
-    Raises `PoolBusy`, `PoolFull`.
+    False if it cannot, or if another node defined it otherwise at the same moment: then it is taken back. Raises `PoolBusy`,
+    `PoolFull`.
     """
     with arena.node_locked("collection") as current:
         assert current is not None
-        if current.collection(wanted.name) is not None:
-            return current
-        numbered = CollectionEntry(
-            current.next_collection,
-            wanted.name,
-            wanted.dimension,
-            wanted.metric,
-            wanted.dtype,
-            wanted.embedding_model,
-            wanted.created_us,
-            recall_target=wanted.recall_target,
-        )
-        new = current.successor(collections=(*current.collections, numbered), next_collection=current.next_collection + 1)
+        found = current.collection(wanted.name)
+        if found is not None and (not differs(found, wanted) or not _is_unused(current, wanted.name)):
+            return not differs(found, wanted)
+        others = tuple(one for one in current.collections if one is not found)
+        numbered = replace(wanted, number=current.next_collection, rows_retired=0)
+        new = current.successor(collections=(*others, numbered), next_collection=current.next_collection + 1)
         check_catalog_room(arena.geometry, new, arena.path)
         arena.publish(new)
-        return new
+    order.fence_all_processes()  # of two nodes that declare at once, at least one now sees the other
+    everywhere = [found for one in arena.refresh().manifests if (found := one.collection(wanted.name))]
+    if not any(differs(one, wanted) for one in everywhere):
+        return True
+    with arena.node_locked("collection") as current:
+        assert current is not None
+        if _is_unused(current, wanted.name):
+            arena.publish(_without_definition(current, wanted.name))
+    return False
+
+
+def _is_unused(current: Manifest, name: str) -> bool:
+    found = current.collection(name)
+    return found is not None and not any(entry.collection == found.number and entry.visible for entry in current.entries)
