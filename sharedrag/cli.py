@@ -181,12 +181,15 @@ def maintain(
     share: Annotated[
         float, typer.Option("--share", min=0.01, max=1.0, help="With --stay: the share of one core it may take.")
     ] = 0.5,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="How many seconds another process may be at it before this gives up.")
+    ] = 60.0,
     node: NodeOption = 0,
 ) -> None:
-    """Run one round of maintenance now: merge, drop what is superseded, give memory back.
+    """Do now what is due: merge, index, drop what is superseded, give memory back.
 
-    Processes that have the pool open do this by themselves; this is for a pool that nobody has open, or for now rather
-    than soon. With --stay it is the pool's one maintainer, so that no process that answers questions has to be.
+    Processes that have the pool open do this by themselves, little by little; this is for a pool that nobody has open, or
+    for now rather than soon. With --stay it is the pool's one maintainer, so that no process that answers has to be.
 
     ```
     sharedrag maintain /dev/shm/team.pool
@@ -198,7 +201,7 @@ def maintain(
             _until_stopped()
         return
     with open_pool(path, "maintain", node=node) as pool:
-        report = pool.maintain()
+        report = pool.settle(wait)
     show(report.model_dump_json(indent=2) if as_json else cli_view.maintenance_view(report))
 
 

@@ -129,6 +129,17 @@ class MaintenanceReport(BaseModel):
     bytes_freed: int = 0
     seconds: float = 0.0
 
+    @property
+    def did_something(self) -> bool:
+        """Whether it changed anything, so that the next round may find more to do."""
+        return any(self.model_dump(exclude={"elected", "postponed", "segments_waiting", "seconds"}).values())
+
+    def __add__(self, later: MaintenanceReport) -> MaintenanceReport:
+        """What two rounds did; what waits is what waits after the later one."""
+        counts = {name: value + getattr(later, name) for name, value in self.model_dump(exclude={"elected"}).items()}
+        left = {"postponed": later.postponed, "segments_waiting": later.segments_waiting}
+        return MaintenanceReport(elected=True, **counts | left)
+
 
 class Problem(BaseModel):
     """One thing that is wrong in a pool."""

@@ -43,6 +43,7 @@ _UNITS = {
     "tb": 10**12,
 }
 _CREATE_ATTEMPTS = 5
+_SETTLING_ROUNDS_MAX = 50
 _MAINTENANCE_SHARE = 0.1  # of one core: writers on few cores feel more than that
 
 
@@ -269,11 +270,32 @@ class Pool:
         """Check every checksum and link of all that is visible; calls `progress(rows done, rows in all)` now and then."""
         return verify.verify(self.arena, progress)
 
-    def maintain(self, budget: Budget | None = None) -> MaintenanceReport:
-        """One round of maintenance of this node, unless another process is at it; all that is due or `budget` affords."""
+    def maintain(self, budget: Budget | None = None, *, wait_s: float = 0.0) -> MaintenanceReport:
+        """One round of maintenance of this node: all that is due, or what `budget` affords of it.
+
+        If another process or thread, such as this handle's own, is at it for longer than `wait_s` seconds, nothing is done
+        and the report's `elected` is False. Raises `PoolDamaged`, `PoolBusy`.
+        """
         if self.closed:
             raise self.arena.closed_error()
-        return self._maintainer.run(budget)
+        return self._maintainer.run(budget, wait_s)
+
+    def settle(self, wait_s: float = 60.0) -> MaintenanceReport:
+        """Maintain this node until nothing is due, as after a large load: then all that is there now is merged and indexed.
+
+        Waits for whoever is at it meanwhile; raises `PoolBusy` where that takes longer than `wait_s` seconds, `PoolDamaged`.
+        """
+        done = MaintenanceReport(elected=True)
+        for _ in range(_SETTLING_ROUNDS_MAX):  # else it would go on for as long as others write
+            report = self.maintain(wait_s=wait_s)
+            if not report.elected:
+                busy = f"another process was maintaining this node for {wait_s:g} s"
+                hint = "Wait longer, or leave it to that one: it does the same little by little"
+                raise PoolBusy(busy, operation="maintain", path=self.path, hint=hint)
+            done = done + report
+            if not report.did_something:
+                break
+        return done
 
     def move_pins_on(self) -> None:
         """Bring every cached view to the newest manifests, so that none holds what others want to reclaim."""

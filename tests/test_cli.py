@@ -233,11 +233,27 @@ class TestVerify:
 
 class TestMaintain:
     def test_it_says_what_it_did(self, pool: Pool, history: Collection) -> None:
-        """One round runs and reports; the records are still there."""
+        """It runs and reports; the records are still there."""
         result = run("maintain", pool.path)
         assert result.exit_code == 0, result.output
-        assert "Done in" in result.stdout or "Another process" in result.stdout
+        assert "Done in" in result.stdout
         assert len(history) == 3
+
+    def test_all_is_indexed_then_also_where_others_maintain(self, pool_path: str) -> None:
+        """A load, `maintain`, and there is the index, though the loader is still there and at it with its own share."""
+        with Pool.open(pool_path, create=True, capacity="64 MiB", maintenance=0.01) as pool:
+            collection = pool.collection("history", dimension=32)
+            vectors = np.random.default_rng(1).standard_normal((12_000, 32), np.float32)
+            for start in range(0, 12_000, 500):
+                collection.put([str(number) for number in range(start, start + 500)], vectors[start : start + 500])
+            result = run("maintain", pool_path)
+            assert result.exit_code == 0 and "built" in shown(result.stdout), result.output
+            assert sum(one.rows for one in pool.info().collections[0].indexes) > 9_000
+
+    def test_it_says_so_where_another_does_not_end(self, pool_path: str) -> None:
+        """After the time it may wait; that is an error for scripts, since nothing was done."""
+        with Pool.open(pool_path, create=True, capacity="64 MiB", maintenance=False) as pool, pool._maintainer._elected():
+            assert_clean_error(run("maintain", pool_path, "--wait", "0.1"), "another process was maintaining", "0.1 s")
 
     def test_with_stay_it_goes_on_until_it_is_stopped(self, pool_path: str) -> None:
         """What others write while it stays is indexed by it and nobody else; SIGTERM ends it with code 0."""

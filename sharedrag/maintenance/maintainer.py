@@ -41,6 +41,7 @@ from sharedrag.segments.live import LiveRows, Part, View
 _DEAD_SHARE = 3  # rewrite a segment when a third of its rows are dead
 _TIER_WIDTH = 4  # merge when this many segments are of a size
 _MERGES_PER_ROUND = 8
+_LOOK_S = 0.02  # how often who waits looks whether another process has ended its round
 _MERGED_PER_S = 400 << 20  # bytes, about: it only spaces merges
 _FOLDED_AGAIN_MAX = 20_000  # rows that a new process may have to fold by itself
 
@@ -94,11 +95,17 @@ class Maintainer:
         finally:
             self._guard.release()
 
-    def run(self, budget: Budget | None = None) -> MaintenanceReport:
-        """One round, unless another process is at it: all that is due, or what `budget` affords of it.
+    def run(self, budget: Budget | None = None, wait_s: float = 0.0) -> MaintenanceReport:
+        """One round, unless another process is at it for `wait_s`: all that is due, or what `budget` affords of it.
 
         Raises `PoolDamaged`, `PoolBusy`.
         """
+        until = time.monotonic() + wait_s
+        while not (report := self._run(budget)).elected and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        return report
+
+    def _run(self, budget: Budget | None) -> MaintenanceReport:
         report = MaintenanceReport()
         with self._arena.session.stays(), self._elected() as elected:  # closed meanwhile, it keeps its lock to the end
             report.elected = elected

@@ -68,10 +68,8 @@ def load(path: Path, corpus: Corpus, tell: Tell) -> Loaded:
 def settle(pool: Pool) -> float:
     """Maintain until a round finds nothing to do; the seconds it took."""
     begun = time.perf_counter()
-    while True:
-        report = pool.maintain()
-        if report.elected and not any(report.model_dump(exclude={"elected", "segments_waiting", "seconds"}).values()):
-            return time.perf_counter() - begun
+    pool.settle()
+    return time.perf_counter() - begun
 
 
 def held(path: Path) -> int:

@@ -72,10 +72,7 @@ def fill(pool_path: str, data: Corpus, capacity: str = "2 GiB") -> str:
             draft = history.bulk.draft(group, "bench", messages)
             places = [int(draft.fresh[pair.question.id].name[1:]) for pair in draft.pairs]
             history.bulk.put(draft, data.vectors[places])
-        while True:
-            report = pool.maintain()
-            if report.elected and not (report.blocks_built or report.segments_merged):
-                break
+        pool.settle()
     return group
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sharedrag import Pool
 from tests.peers.protocol import DIMENSION, Hit, Peer, Place, Rows, Vectors
@@ -41,13 +40,7 @@ class SharedRag(Peer):
 
     def settle(self) -> None:
         """Merge and index until a round finds nothing to do."""
-        give_up = time.monotonic() + _SETTLED_WITHIN_S
-        while time.monotonic() < give_up:
-            report = self.pool.maintain()
-            if not report.elected:  # the pool's own thread is at it
-                time.sleep(0.02)
-            elif not _did_something(report):
-                return
+        self.pool.settle(_SETTLED_WITHIN_S)
 
     def write(self, rows: Rows) -> None:
         """One `put`."""
@@ -69,9 +62,3 @@ class SharedRag(Peer):
 
 def _path(place: Place) -> str:
     return str(place.folder / "records.pool")
-
-
-def _did_something(report: Any) -> bool:
-    """Whether any of the report's counts is not zero; what waits for readers is no work."""
-    counts = report.model_dump(exclude={"elected", "segments_waiting", "seconds"})
-    return any(counts.values())
