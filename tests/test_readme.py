@@ -23,10 +23,12 @@ def run(block: str, pool_path: str) -> str:
     return subprocess.run([sys.executable, "-c", block], check=True, timeout=110, stdout=subprocess.PIPE, text=True).stdout
 
 
-@pytest.mark.parametrize("which", [[0], [0, 1], [2], [3]], ids=["pool", "search", "llama-index", "chat engine"])
+@pytest.mark.parametrize(
+    "which", [[0], [0, 1], [2], [3], [4]], ids=["pool", "search", "llama-index", "chat engine", "langchain"]
+)
 def test_code_runs(which: list[int], pool_path: str) -> None:
     """Twice, each block does what it says."""
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for number in (*which, which[-1]):
         run(BLOCKS[number], pool_path)
     with Pool.open(pool_path) as pool:
@@ -47,6 +49,6 @@ def test_openais_sdk_needs_another_url_and_key_only(pool_path: str) -> None:
         crowd = Crowd(server)
         with crowd.as_user("ann") as ann:
             said(ann, "Is there a ferry to Maui?", "No; fly.")
-        block = BLOCKS[4].replace("http://127.0.0.1:8000", server.url).replace("KEY", crowd.key("bob"))
+        block = BLOCKS[5].replace("http://127.0.0.1:8000", server.url).replace("KEY", crowd.key("bob"))
         printed = run(block, pool_path)
     assert printed.startswith("No; fly.") and "'author': 'ann'" in printed

@@ -6,8 +6,20 @@ there. All can be pickled, and cross `fork`. All may take the same collection na
 
 from __future__ import annotations
 
+try:
+    import langchain_core  # noqa: F401 (what all below needs)
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("LangChain is not installed: pip install 'sharedrag[langchain]'", name=error.name) from None
+
+from sharedrag.langchain.embedding import SharedRagEmbeddings
 from sharedrag.langchain.history import SharedRagChatMessageHistory
 from sharedrag.langchain.store import SharedRagByteStore, SharedRagStore
 from sharedrag.langchain.vector_store import SharedRagVectorStore
 
-__all__ = ["SharedRagByteStore", "SharedRagChatMessageHistory", "SharedRagStore", "SharedRagVectorStore"]
+__all__ = [
+    "SharedRagByteStore",
+    "SharedRagChatMessageHistory",
+    "SharedRagEmbeddings",
+    "SharedRagStore",
+    "SharedRagVectorStore",
+]

@@ -68,7 +68,8 @@ class SharedRagVectorStore(VectorStore):
 
     def _embedding(self) -> Embeddings:
         if self.embedding is None:
-            raise ValueError(f"{self!r} was given no embedding: it takes and searches vectors only")
+            hint = "Give one, for example embedding=SharedRagEmbeddings()"
+            raise ValueError(f"{self!r} was given no embedding: it takes and searches vectors only. {hint}")
         return self.embedding
 
     def _records(self) -> Collection | None:

@@ -6,6 +6,11 @@ by `Class.from_params(path, collection, capacity=...)`. All take the same collec
 
 from __future__ import annotations
 
+try:
+    import llama_index.core  # noqa: F401 (what all below needs)
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("LlamaIndex is not installed: pip install 'sharedrag[llama-index]'", name=error.name) from None
+
 from sharedrag.llama_index.chat_engine import SharedChatEngine
 from sharedrag.llama_index.chat_store import SharedAsyncChatStore, SharedChatStore
 from sharedrag.llama_index.document_store import SharedDocumentStore
