@@ -76,7 +76,12 @@ def serve(settings: Settings, host: str, port: int, workers: int, access_log: bo
             timeout_graceful_shutdown=settings.shutdown_s,
         )
         _fork_workers()
-        supervisor = Supervisor(config, sockets=[config.bind_socket()])
+        try:
+            listening = config.bind_socket()
+        except SystemExit:  # uvicorn has told what the system says, but not of what
+            _log.error("cannot listen on %s, port %s: choose others with --host and --port", host, port)
+            return 1
+        supervisor = Supervisor(config, sockets=[listening])
         supervisor.run()
         return 1 if supervisor.failed else 0
     finally:

@@ -62,11 +62,11 @@ def age(since: datetime, now: datetime | None = None) -> str:
 
 
 def error_panel(error: Exception) -> Panel:
-    """What failed, on which pool, and what to do now."""
+    """What failed, on which pool or file, and what to do now."""
     if isinstance(error, SharedRagError):
         lines = [plain(error.what)]
         if error.path:
-            lines.append(Text.assemble(("Pool: ", "dim"), plain(error.path)))
+            lines.append(Text.assemble(("Path: ", "dim"), plain(error.path)))
         if error.hint:
             lines.append(Text.assemble(("What to do: ", "bold"), plain(error.hint)))
         title = type(error).__name__ + (f" in {error.operation}" if error.operation else "")

@@ -71,7 +71,7 @@ VECTORS: dict[str, tuple[Any, str]] = {
     "complex": (np.ones((1, DIMENSION), np.complex64), "not numbers"),
     "objects": (np.ones((1, DIMENSION), object), "not numbers"),
     "dates": (np.ones((1, DIMENSION), "M8[s]"), "not numbers"),
-    "a text": ("abcd", "not numbers"),
+    "a text": ("abcd", "a text where a vector belongs"),
     "a dict": ({"a": 1.0}, "not numbers"),
     "None among numbers": ([[None, 1, 0, 0]], "not numbers"),
 }

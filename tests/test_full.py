@@ -61,7 +61,7 @@ def test_a_full_pool_says_how_full_and_what_to_do(small: sr.Pool) -> None:
     collection.put(["first"], vectors[:1], ["the first"])
     count, error = fill(collection, 500, 10)
     assert re.search(r"[\d,]+ bytes wanted .* of the node's 4,194,304 bytes [\d,]+ are free", str(error))
-    assert "524,288 more are kept back" in str(error) and error.path == small.path and error.operation
+    assert "524,288 more kept back" in str(error) and error.path == small.path and error.operation
     for advice in ("Delete records", "drop a collection", "sharedrag maintain", "larger capacity"):
         assert advice in error.hint
     version = collection.version

@@ -70,9 +70,9 @@ def choose(manifest: Manifest, geometry: Geometry, wanted: int, least: int, purp
             return Run(largest.first, min(largest.extents, want))
     raise PoolFull(
         f"{least * EXTENT_SIZE:,} bytes wanted in one piece; of the node's {geometry.node_capacity:,} bytes "
-        f"{(total - kept) * EXTENT_SIZE:,} are free"
-        + (f" ({kept * EXTENT_SIZE:,} more are kept back to make room with)" if kept else "")
-        + f", the largest piece has {max((gap.extents for gap in free), default=0) * EXTENT_SIZE:,}",
+        f"{allowed * EXTENT_SIZE:,} are free"
+        + (f", in pieces of at most {max(gap.extents for gap in free) * EXTENT_SIZE:,}" if allowed >= least else "")
+        + (f", and {kept * EXTENT_SIZE:,} more kept back to make room with" if kept else ""),
         operation="allocate",
         path=path,
         hint="Delete records or drop a collection and run `sharedrag maintain`, close readers that hold old views "

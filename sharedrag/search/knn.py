@@ -51,7 +51,7 @@ class _Block(NamedTuple):
 def check_k(k: object) -> int:
     """`k` as an int; raises `InvalidRecord` unless it is a whole number of at least 1."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InvalidRecord(f"k is {k!r}", operation="search", hint="Ask for at least one hit")
+        raise InvalidRecord(f"k is {k!r}", operation="search", hint="Give a whole number, at least 1")
     return int(k)
 
 

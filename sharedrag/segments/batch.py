@@ -146,6 +146,9 @@ def as_vectors(given: Any, dimension: int, operation: str) -> npt.NDArray[np.flo
 
     Raises `InvalidRecord` for another shape or kind.
     """
+    if isinstance(given, str):
+        hint = "Embed it first (`model.embed_query(...)`), or search by its words with `text=`"
+        raise InvalidRecord("a text where a vector belongs", operation=operation, hint=hint)
     try:
         array = np.asarray(given)
         if array.dtype != np.float32:

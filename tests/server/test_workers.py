@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -219,3 +220,12 @@ def test_workers_that_end_by_themselves_as_they_start_end_the_server(server_pool
     command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/end.pool", "--port", "0"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "cannot start: see above" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(server_pool_folder: object) -> None:
+    """Uvicorn says only that an address is in use."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "sharedrag", "serve", "--pool", f"{server_pool_folder}/taken.pool", "--port", port]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and f"cannot listen on 127.0.0.1, port {port}" in done.stderr
