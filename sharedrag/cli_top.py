@@ -32,6 +32,7 @@ from sharedrag.watch import CollectionSample, LaneSample, NodeSample, PoolSample
 NEWEST = 50
 BARS = " ▁▂▃▄▅▆▇█"
 RATES_KEPT = 300
+_ELASTIC_MIN = 10  # characters of the column that takes what is left
 _HEAD, _DIM, _BOLD = Style(color="cyan"), Style(dim=True), Style(bold=True)
 #: By kind, or where a run is on its way out or in by state: how the map shows extents.
 MAP = {
@@ -186,19 +187,33 @@ def _shared_out(wanted: list[int], room: int) -> list[int]:
 
 
 def _drawn(section: _Section, width: int, room: int) -> Iterator[Line]:
-    rest = width - sum(abs(one.width) for one in section.columns) - len(section.columns) + 1
-    widths = [one.width or max(0, rest) for one in section.columns]
-    titles = [_cell(one.title, at) for one, at in zip(section.columns, widths, strict=True)]
+    shown = _fitting(section.columns, width)
+    columns = [section.columns[at] for at in shown]
+    widths = [one.width or max(0, _left(columns, width)) for one in columns]
+    titles = [_cell(one.title, at) for one, at in zip(columns, widths, strict=True)]
     yield [Segment(_fit(" ".join(titles), width), _HEAD)]
     rows = section.rows if len(section.rows) <= room else section.rows[: room - 1]
     for row in rows:
         line: Line = []
-        for cell, at in zip(row, widths, strict=True):
+        for cell, at in zip((row[number] for number in shown), widths, strict=True):
             line += [Segment(" ")] if line else []
             line += [Segment(_cell(cell, at))] if isinstance(cell, str) else cell
         yield line
     if len(rows) < len(section.rows):
         yield [Segment(f"  and {len(section.rows) - len(rows)} more", _DIM)]
+
+
+def _left(columns: Sequence[_Column], width: int) -> int:
+    return width - sum(abs(one.width) for one in columns) - len(columns) + 1
+
+
+def _fitting(columns: Sequence[_Column], width: int) -> list[int]:
+    """Which columns to show: in a narrow window those right of the next to the one that takes what is left give way."""
+    shown = list(range(len(columns)))
+    least = next(at for at, one in enumerate(columns) if not one.width) + 2
+    while _left([columns[at] for at in shown], width) < _ELASTIC_MIN and len(shown) > least:
+        del shown[least]
+    return shown
 
 
 def _nodes(nodes: Sequence[NodeSample], width: int) -> _Section:

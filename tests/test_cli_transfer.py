@@ -213,7 +213,7 @@ class TestTop:
             assert part in result.stdout
         assert str(os.getpid()) in result.stdout
 
-    @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (40, 12), (20, 5)])
+    @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 40), (60, 24), (40, 12), (20, 5)])
     def test_it_fits_the_window(self, imported: Pool, width: int, height: int) -> None:
         """No line is longer and there are no more lines than the window has, whatever there is to show."""
         view = cli_top._View(PoolWatch(imported, newest=NEWEST))
@@ -233,7 +233,7 @@ class TestTop:
         assert all(len(plain(line).plain) <= width for line in lines)
         if height >= 24:
             assert len(lines) == height
-            assert "日本語" in captured.get()
+            assert "日本語" in captured.get() and "long name" in captured.get()
 
     def test_a_live_terminal(self, imported: Pool) -> None:
         """In a terminal of 80 by 24 a write is seen as it happens; q ends it, and the terminal is as it was."""
