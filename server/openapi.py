@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -55,9 +56,19 @@ def _document(app: FastAPI) -> dict[str, Any]:
                 del operation["responses"]["422"]
             for parameter in operation.get("parameters", ()):
                 _never_null(parameter)
+            _entitle(operation)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     return made
+
+
+def _entitle(operation: dict[str, Any]) -> None:
+    """Let the description's first words be the title: functions are called `create` in each of several routers."""
+    if not operation["summary"].istitle():
+        return  # a route's own words, not its function's name
+    said = operation.get("description", "")
+    sentence = re.split(r"\.(?:\s|$)", said, maxsplit=1)[0]
+    operation["summary"] = re.split(r"[:;,] ", " ".join(sentence.split()), maxsplit=1)[0] or operation["summary"]
 
 
 def _never_null(parameter: dict[str, Any]) -> None:

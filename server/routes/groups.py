@@ -126,7 +126,7 @@ async def get(group: str, call: Calling) -> Response:
 
 @router.patch("/{group}", response_model=Group, responses=problems.documented())
 async def change(group: str, body: GroupChange, call: Calling) -> Response:
-    """Another name or policy. Wants an owner's or the admin key."""
+    """Give the group another name or policy. Wants an owner's or the admin key."""
 
     def job(history: History, who: Principal) -> Group:
         care(history, who, group)

@@ -78,7 +78,7 @@ async def create(group: str, body: NewKey, call: Calling) -> Response:
 
 @router.delete("/{key_id}", status_code=204, response_class=Response, responses=problems.documented())
 async def revoke(group: str, key_id: str, call: Calling) -> Response:
-    """From now on, and on every node, the key counts no more."""
+    """Revoke a key: from now on, and on every node, it counts no more."""
 
     def job(history: History, who: Principal) -> None:
         if all(one.id != key_id for one in _visible(history, who, group)):

@@ -162,7 +162,7 @@ async def unflag(item: str, call: Calling) -> Response:
 
 @_marks.put("/moderation", response_model=Standing, responses=problems.documented())
 async def moderate(item: str, body: Moderated, call: Calling) -> Response:
-    """Hide it, or show it whatever its flags. Wants a moderator."""
+    """Hide it or show it, whatever its flags. Wants a moderator."""
     return await _marked(call, item, lambda marks, group, user: marks.moderate(group, user, item, body.state))
 
 
