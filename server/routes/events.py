@@ -54,7 +54,7 @@ async def events(
     call: Calling,
     last_event_id: Annotated[str | None, Header(description="Resume after this event.", max_length=4096)] = None,
 ) -> Response:
-    """Listen to the group: messages, comments, votes, confirmations and all else as they are written, on this node or another.
+    """Follow the group: messages, comments, votes, confirmations and all else as written, on this node or another.
 
     Each event's id is a place to resume from: send it back as `Last-Event-ID`, to any node. Without it the stream begins
     now. A comment line comes every few seconds while nothing happens. The last event of a stream that the server ends is
