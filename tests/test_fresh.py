@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from typing import cast
 
 import numpy as np
@@ -97,3 +100,40 @@ class TestThreads:
             stop.set()
             thread.join()
         assert reads >= 10  # without turns one read took up to ten seconds; with them 10 to 40 ms, the first up to 2 s
+
+
+def _write_one_id(path: str, written: Synchronized[int], stop: Event) -> None:
+    with Pool.open(path, maintenance=False) as pool:
+        collection = pool.collection("c")
+        while not stop.is_set():
+            for _ in range(200):
+                collection.put(["hot"], texts=["again"])
+            written.value += 200
+
+
+def test_an_id_written_again_and_again_does_not_hold_up_a_reader(pool_path: str) -> None:
+    """Two processes rewrite one record; a reader that was away takes all of it in while they go on.
+
+    Each of its rows is in one chain: walked anew for each row, past all that was written since, the reader never came back.
+    """
+    context = multiprocessing.get_context("spawn")
+    stop, counts = context.Event(), [context.Value("q", 0) for _ in range(2)]
+    with Pool.open(pool_path, create=True, capacity="1 GiB", maintenance=False) as pool:
+        reader = pool.collection("c")
+        writers = [context.Process(target=_write_one_id, args=(pool_path, one, stop)) for one in counts]
+        for writer in writers:
+            writer.start()
+        try:
+            until = time.monotonic() + 60
+            while min(one.value for one in counts) < 40_000 and time.monotonic() < until:
+                time.sleep(0.05)  # away
+            started = time.monotonic()
+            assert len(reader) == 1
+            assert time.monotonic() - started < 30, "half a second, or never"
+            assert all(writer.is_alive() for writer in writers)
+        finally:
+            stop.set()
+            for writer in writers:
+                writer.join(30)
+        assert all(writer.exitcode == 0 for writer in writers)
+        assert [one.text for one in reader.get(["hot"]) if one] == ["again"]

@@ -353,22 +353,33 @@ class Segment:
         return offsets
 
     def lookup(self, encoded_id: bytes, hashed: int, rows: int) -> int:
-        """The newest of the first `rows` rows with this id, or -1. Raises `PoolDamaged`.
+        """The newest of the first `rows` rows with this id, or -1. Raises `PoolDamaged`."""
+        return self.lookup_from(self.head_below(hashed & self.bucket_mask, rows), encoded_id, hashed)
 
-        A chain may pass through rows beyond `rows` that are being written; if the writer undid such rows meanwhile
+    def head_below(self, bucket: int, rows: int) -> int:
+        """The newest of the first `rows` rows that is in a bucket, or -1. Raises `PoolDamaged`.
+
+        The chain may lead through newer rows, which are being written just now; if the writer undid such rows meanwhile
         (the epoch rose), what was met there means nothing, and the walk starts again.
         """
         words, index = self.region.words, self.epoch_index
         while True:
             epoch = words[index]
-            try:
-                found, met_unpublished = self._walk(encoded_id, hashed, rows)
-            except PoolDamaged:
-                if words[index] == epoch:
-                    raise
-                continue
-            if not met_unpublished or words[index] == epoch:
-                return found
+            word, above = self.heads[bucket], self.shape.rows
+            while True:
+                value = word & order.VALUE_MASK
+                row = (value & ROW_MASK) - 1
+                if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or row >= above:
+                    break
+                if row < rows:
+                    if above == self.shape.rows or words[index] == epoch:
+                        return row
+                    break
+                word, above = self.link[row], row
+            if words[index] == epoch:
+                if above == self.shape.rows:
+                    raise self.damaged("a bucket head fails its check", "heads", bucket)
+                raise self.damaged("a link fails its check", "link", above)
 
     def may_have(self, hashed: int, rows: int) -> bool:
         """False if none of the first `rows` rows has an id with this hash; where that is not plain, `lookup` will tell."""
@@ -391,35 +402,27 @@ class Segment:
             before = (value & ROW_MASK) - 1
         return before >= 0
 
-    def _walk(self, encoded_id: bytes, hashed: int, rows: int) -> tuple[int, bool]:
-        bucket = hashed & self.bucket_mask
-        word = self.heads[bucket]
-        value = word & order.VALUE_MASK
-        if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1:
-            raise self.damaged("a bucket head fails its check", "heads", bucket)
-        row = (value & ROW_MASK) - 1
-        met_unpublished = False
+    def lookup_from(self, row: int, encoded_id: bytes, hashed: int) -> int:
+        """The newest row with this id in the chain that begins at a published row, or -1. Raises `PoolDamaged`."""
+        mask = self.bucket_mask
+        bucket = hashed & mask
         while row >= 0:
-            if row >= self.shape.rows:
-                raise self.damaged("a bucket leads beyond the segment", "heads", bucket)
             word = self.link[row]
             value = word & order.VALUE_MASK
             before = (value & ROW_MASK) - 1
             if word >> order.VALUE_BITS != value % order.CHECK_PRIME + 1 or before >= row:
                 raise self.damaged("a link fails its check", "link", row)
             linked = value >> ROW_BITS
-            if (linked & self.bucket_mask) != bucket:
+            if (linked & mask) != bucket:
                 raise self.damaged("a link is in the wrong bucket", "link", row)
-            if row >= rows:
-                met_unpublished = True
-            elif linked == hashed:
+            if linked == hashed:
                 found = self.id_at(row)
                 if found == encoded_id:
-                    return row, met_unpublished
+                    return row
                 if hash31(found) != linked:
                     raise self.damaged("the id is not the one that its link tells", "link", row)
             row = before
-        return -1, met_unpublished
+        return -1
 
     def read(self, row: int) -> RawRow:
         """A published row, its checksum verified; raises `PoolDamaged`."""

@@ -236,9 +236,8 @@ class Maintainer:
         for other in view.parts:
             if id(other.segment) in merged:
                 continue
-            found = probe.matches(other.segment, distinct, other.rows)
-            has_victim[found.at] = True
-            has_victim[found.unsure] = True
+            found, _ = probe.matches(other.segment, distinct, probe.heads_below(other.segment, distinct, other.rows, {}))
+            has_victim[found] = True
         kept: npt.NDArray[np.int64] = rows[young | has_victim[places]]
         return kept
 

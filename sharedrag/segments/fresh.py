@@ -25,19 +25,34 @@ _WORTH_A_LOOK = 1000  # rows
 class Folded:
     """What this process knows of one segment."""
 
-    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "node", "part", "rows", "segment", "without_vector")
+    __slots__ = ("alive", "blocks", "copied", "dead", "entry", "heads", "node", "part", "rows", "segment", "without_vector")
 
     def __init__(self, segment: Segment, node: int, entry: Entry) -> None:
         self.segment = segment
         self.node = node
         self.entry = entry
         self.rows = 0  # folded
+        self.heads: dict[int, int] = {}  # of some buckets the newest row among these; their heads may be newer
         self.alive = np.ones(segment.shape.rows, np.bool_)
         self.dead = 0
         self.without_vector = 0
         self.copied = False
         self.blocks: dict[int, tuple[int, Entry]] = {}
         self.part: Part | None = None  # as the last view has it, while nothing changed
+
+    def fold_to(self, rows: int) -> None:
+        """From now on so many rows count as folded."""
+        self.rows = rows
+        self.heads = {}
+        self.part = None
+
+    def head_of(self, hashed: int) -> int:
+        """The newest folded row in a hash's bucket, -1 for none. Raises `PoolDamaged`."""
+        bucket = hashed & self.segment.bucket_mask
+        found = self.heads.get(bucket)
+        if found is None:
+            found = self.heads[bucket] = self.segment.head_below(bucket, self.rows)
+        return found
 
     @property
     def sealed(self) -> bool:

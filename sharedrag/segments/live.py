@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sharedrag.arena.attachment import Arena, Snapshot
 from sharedrag.arena.manifest import CollectionEntry, Entry, Kind, differs
-from sharedrag.arena.row import HAS_VECTOR, PUT, ROW_BITS, hashes_in, rows_in
+from sharedrag.arena.row import HAS_VECTOR, PUT, ROW_BITS, ROW_MASK, hashes_in, rows_in
 from sharedrag.arena.segment import Segment
 from sharedrag.arena.session import Pin
 from sharedrag.errors import CollectionDropped, PoolClosed, PoolDamaged
@@ -247,7 +247,7 @@ class LiveRows:
             one = covered.get(state.segment.uid)
             if one is not None and state.rows == 0 and 0 < one.rows <= state.segment.watermark():
                 self._admit(state, 0, one.rows)
-                state.rows = one.rows
+                state.fold_to(one.rows)
                 started.append(state)
         for uid, one in covered.items():
             if uid in self._states:
@@ -300,8 +300,7 @@ class LiveRows:
                 )
             if rows > state.rows:
                 runs.append((state, state.rows, rows))
-                state.rows = rows
-                state.part = None
+                state.fold_to(rows)
         return runs
 
     def _repeated(self, fresh: int) -> npt.NDArray[np.uint64] | None:
@@ -376,19 +375,20 @@ class LiveRows:
         """Of each id that both the rows of `fresh` and the rows of `other` have, kill the older."""
         if not other.rows or not len(fresh.rows):
             return
-        firsts = probe.newest_of(other.segment, fresh.hashes)
+        firsts = np.empty(len(fresh.rows), np.int64)
         for state, start, stop in fresh.pieces:
             if state is other:  # the row before it in its own chain
                 firsts[start:stop] = rows_in(fresh.links[start:stop])
-        found = probe.matches(other.segment, fresh.hashes, other.rows, firsts)
-        if not found.at.size and not found.unsure:
+            else:
+                firsts[start:stop] = probe.heads_below(other.segment, fresh.hashes[start:stop], other.rows, other.heads)
+        found, found_rows = probe.matches(other.segment, fresh.hashes, firsts)
+        if not found.size:
             return
         unsure = np.zeros(len(fresh.rows), np.bool_)
-        unsure[found.unsure] = True
         for state, start, stop in fresh.pieces:
-            here = np.flatnonzero((found.at >= start) & (found.at < stop))
+            here = np.flatnonzero((found >= start) & (found < stop))
             if here.size:
-                at, there = found.at[here], found.rows[here]
+                at, there = found[here], found_rows[here]
                 rows = fresh.rows[at]
                 same = probe.same_ids(state.segment, rows, other.segment, there)
                 unsure[at[~same]] = True
@@ -409,9 +409,13 @@ class LiveRows:
         hashed = (link & order.VALUE_MASK) >> ROW_BITS
         encoded_id = segment.id_at(row)
         for other in others:
-            limit = row if other is state else other.rows
-            if other.segment.may_have(hashed, limit):
-                self._settle(state, row, other, other.segment.lookup(encoded_id, hashed, limit))
+            if other is state:
+                first = (link & ROW_MASK) - 1  # the row before it in its own chain
+            elif other.segment.may_have(hashed, other.rows):
+                first = other.head_of(hashed)
+            else:
+                continue
+            self._settle(state, row, other, other.segment.lookup_from(first, encoded_id, hashed))
 
     def _settle(self, state: Folded, row: int, other: Folded, found: int) -> None:
         if found < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +14,6 @@ from sharedrag.memory import order
 _FIRST_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # masks
 
 
-class Matches(NamedTuple):
-    """For the hashes `at` these indexes the newest row below the limit with that hash; `unsure` wants a single `lookup`.
-
-    `at` and `rows` are (m,) int64. A chain that led through unpublished rows which were undone meanwhile is unsure.
-    """
-
-    at: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    unsure: list[int]
-
-
 def checked_links(segment: Segment, start: int, stop: int) -> npt.NDArray[np.uint64]:
     """The links of rows [start, stop); raises `PoolDamaged` if one fails its check."""
     links = segment.link_array[start:stop]
@@ -34,55 +23,53 @@ def checked_links(segment: Segment, start: int, stop: int) -> npt.NDArray[np.uin
     return links
 
 
-def newest_of(segment: Segment, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """The newest row in each hash's bucket, -1 for none; raises `PoolDamaged`."""
+def heads_below(
+    segment: Segment, hashes: npt.NDArray[np.uint64], limit: int, known: dict[int, int]
+) -> npt.NDArray[np.int64]:
+    """The newest row below `limit` in each hash's bucket, (n,), -1 for none; raises `PoolDamaged`.
+
+    Rows at or beyond `limit` are being written just now; an id that is written again and again has thousands of them by the
+    time its older rows are counted in. `known` keeps what they led to, by bucket, while the limit is the same.
+    """
     buckets = (hashes & np.uint64(segment.bucket_mask)).astype(np.int64)
     heads = segment.heads_array[buckets]
     good = order.are_checked(heads)
     if not good.all():
         raise segment.damaged("a bucket head fails its check", "heads", int(buckets[np.flatnonzero(~good)[0]]))
-    return rows_in(heads)
+    rows = rows_in(heads)
+    for at in np.flatnonzero(rows >= limit).tolist():
+        bucket = int(buckets[at])
+        if bucket not in known:
+            known[bucket] = segment.head_below(bucket, limit)
+        rows[at] = known[bucket]
+    return rows
 
 
 def matches(
-    segment: Segment, hashes: npt.NDArray[np.uint64], limit: int, firsts: npt.NDArray[np.int64] | None = None
-) -> Matches:
-    """Walk each hash's chain to its first row below `limit`; raises `PoolDamaged`.
+    segment: Segment, hashes: npt.NDArray[np.uint64], firsts: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For the hashes at (m,) these indexes, the (m,) newest rows with that hash; raises `PoolDamaged`.
 
-    The chains begin at `firsts` (rows, -1 for none), or else at the newest rows of their buckets. Those may be rows at or
-    beyond `limit` that are being written just now. They are passed through; but if the writer undid such rows meanwhile
-    (the epoch rose), what was met there means nothing.
+    The chains begin at `firsts`, which are published rows, -1 for none.
     """
-    epoch = segment.region.words[segment.epoch_index]
-    links, room = segment.link_array, segment.shape.rows
-    rows = newest_of(segment, hashes) if firsts is None else firsts
-    index = np.flatnonzero(rows >= 0)
-    rows = rows[index]
+    links = segment.link_array
+    index = np.flatnonzero(firsts >= 0)
+    rows = firsts[index]
+    if rows.max(initial=0) >= segment.shape.rows:
+        raise segment.damaged("a link leads beyond the segment", "link")
     found_index, found_rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    passed_through = np.zeros(len(hashes), np.bool_)
-    unsure: list[int] = []
     while index.size:
-        unpublished = rows >= limit
-        passed_through[index[unpublished]] = True
-        words = links[np.minimum(rows, room - 1)]
+        words = links[rows]
         before = rows_in(words)
-        good = order.are_checked(words) & (before < rows) & (rows < room)
+        good = order.are_checked(words) & (before < rows)
         if not good.all():
-            bad = np.flatnonzero(~good & ~unpublished)
-            if bad.size:
-                raise segment.damaged("a link fails its check", "link", int(rows[bad[0]]))
-            unsure += index[~good].tolist()
-        hit = good & ~unpublished & (hashes_in(words) == hashes[index])
+            raise segment.damaged("a link fails its check", "link", int(rows[np.flatnonzero(~good)[0]]))
+        hit = hashes_in(words) == hashes[index]
         found_index.append(index[hit])
         found_rows.append(rows[hit])
-        going_on = good & ~hit & (before >= 0)
+        going_on = ~hit & (before >= 0)
         index, rows = index[going_on], before[going_on]
-    at, found = np.concatenate(found_index), np.concatenate(found_rows)
-    if passed_through.any() and segment.region.words[segment.epoch_index] != epoch:
-        unsure = np.flatnonzero(passed_through).tolist()
-        sure = ~passed_through[at]
-        at, found = at[sure], found[sure]
-    return Matches(at, found, unsure)
+    return np.concatenate(found_index), np.concatenate(found_rows)
 
 
 def same_ids(
