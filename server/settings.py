@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     rate: Annotated[float, Field(ge=0)] = Field(
         default=200.0, description="Requests a second of one user, in each worker; more get a 429. 0: no limit."
     )
-    burst: Annotated[int, Field(ge=1)] = Field(default=400, description="How many may come at once before the rate counts.")
+    burst: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        default=400, description="How many may come at once before the rate counts."
+    )
     streams: Annotated[int, Field(ge=0)] = Field(default=256, description="Event streams of one worker; more get a 503.")
     stream_queue: Annotated[int, Field(ge=1)] = Field(
         default=2_000, description="Events that may wait for a slow reader; with more it is sent away."
@@ -95,7 +97,9 @@ class Settings(BaseSettings):
         default=[], description="Origins whose pages may call, with commas between them; none by default."
     )
     metrics_public: bool = Field(default=True, description="False: /metrics wants the admin key. It never names anybody.")
-    metrics_folder: Path | None = Field(default=None, description="Where workers share their counts; `serve` makes one.")
+    metrics_folder: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        default=None, description="Where workers share their counts; `serve` makes one."
+    )
 
     upstream_url: Annotated[str, AfterValidator(_base_url)] | None = Field(
         default=None, description="Base URL of an OpenAI-compatible API, such as http://llm:8000/v1."

@@ -97,6 +97,13 @@ class Collection:
         self.lexicon = lexical.Lexicon(self._blocks.terms)
         self.lanes = feed.Lanes()
 
+    def after_fork_in_child(self) -> None:
+        """Locks of our own; what other threads of the parent held stays locked."""
+        self.live.after_fork_in_child()
+        self.masks.after_fork_in_child()
+        self.lexicon.after_fork_in_child()
+        self._blocks.after_fork_in_child()
+
     def __repr__(self) -> str:
         """Name and shape."""
         return f"Collection({self.name!r}, dimension={self.dimension}, metric={self.metric!r}, dtype={self.dtype!r})"
@@ -465,7 +472,7 @@ def _hits(parts: tuple[Part, ...], found: knn.Found) -> list[Hit]:
     return hits
 
 
-def _name(wanted: Filter | None, ids: Sequence[str] | None) -> object:
+def _name(wanted: Filter | None, ids: Sequence[str] | None) -> str | None:
     """What tells a search's masks from another's; None if they are not worth remembering."""
     if ids is not None or (wanted is not None and is_timed(wanted)):
         return None

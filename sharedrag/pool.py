@@ -377,11 +377,10 @@ class Pool:
         self.arena.after_fork_in_child()
         self._writer.after_fork_in_child()
         self._maintainer.after_fork_in_child()
-        for live in self._lives():
+        for live in self._unnamed_live.values():
             live.after_fork_in_child()
         for collection in (*self._collections.values(), *self._superseded):
-            collection.masks.after_fork_in_child()
-            collection.lexicon.after_fork_in_child()
+            collection.after_fork_in_child()
         if not self.closed:
             self._keeper = Keeper(self, _cpu_share(self._maintenance))
             self._finalizer.detach()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -364,6 +365,29 @@ def test_an_index_is_used_across_fork(kept: Pool) -> None:
     settled(kept)
     assert len(collection) == 2 * ROWS
     answers_right(collection, world)
+
+
+def test_a_lock_that_another_thread_held_at_the_fork_is_not_the_childs(kept: Pool) -> None:
+    """Whatever a thread of the parent is in the midst of, searching or reading or remembering a filter."""
+    collection, world = fill(kept)
+    question = world.draw(1)[0]
+    collection.search(question, 10, {"third": True}), collection.search(text="text")
+    with collection._view() as view:
+        (index, *_) = collection._planner._plan(view).indexes
+    locks = [index._lock, collection.masks._lock, collection.lexicon._lock, collection.live._readers_lock]
+    with ExitStack() as held:
+        for lock in locks:
+            held.enter_context(lock)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            code = 1
+            try:
+                found = collection.search(question, 10, {"third": False}), collection.search(text="text")
+                code = 0 if all(found) else 2
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_an_old_view_keeps_its_answers(kept: Pool) -> None:

@@ -57,6 +57,12 @@ class Blocks:
                 usable.append(opened)
         return usable
 
+    def after_fork_in_child(self) -> None:
+        """Locks of our own."""
+        for opened in self._opened.values():
+            if isinstance(opened, CoveredIndex):
+                opened.after_fork_in_child()
+
     def _close_all_but(self, uids: set[int]) -> None:
         """Let go of what the newest manifests do not show; who has an older view opens it again."""
         for uid in self._opened.keys() - uids:

@@ -12,6 +12,7 @@ Published rows never change, so a range may end in the midst of a segment that i
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -31,10 +32,11 @@ _HEADER = struct.Struct("<4sIQ")
 _RANGE = struct.Struct("<QQQ")
 _MAGIC = b"SCOV"
 _ALLOWED_BYTES = 16 << 20  # of masks packed for FAISS, kept per index: of a million rows one takes 125 kB
-_KEPT_BYTES = 1 << 10  # about, of a key and what is around a mask
+_KEPT_BYTES = 1 << 10  # about, of what is around a mask
 _EXACT_MAX = 1500  # rows up to which all of them are scored rather than the index asked
 _WIDER = 4.0  # times as many lists are probed where those probed hold too little of what may be found
 Mask = npt.NDArray[np.bool_]
+Asked = tuple[str, tuple[int, ...]]  # what a filter says, and how many rows of each covered segment are dead
 
 
 class Range(NamedTuple):
@@ -90,7 +92,7 @@ class CoveredIndex:
         for one in self.ranges:
             self.by_uid.setdefault(one.uid, []).append(one)
         self._lock = threading.Lock()
-        self._allowed: OrderedDict[object, Allowed | I64] = OrderedDict()
+        self._allowed: OrderedDict[Asked, tuple[Allowed | I64, int]] = OrderedDict()  # and the bytes that it costs
         self._allowed_bytes = 0
 
     def fits(self, segments: Mapping[int, Part]) -> bool:
@@ -131,32 +133,38 @@ class CoveredIndex:
             factor *= _WIDER
         return self.rows.best(query, found, k)
 
-    def allowed(self, key: object, masks_of: Callable[[], Mapping[int, Mask | None]]) -> Allowed | I64:
+    def after_fork_in_child(self) -> None:
+        """A lock of our own."""
+        self._lock = threading.Lock()
+
+    def allowed(self, key: Asked | None, masks_of: Callable[[], Mapping[int, Mask | None]]) -> Allowed | I64:
         """What may be found, packed once for each `key` (None: not kept), from masks over the segments' rows by uid.
 
         The internal ids themselves where they are so few that looking at all of them is the faster way.
         """
-        known = self._allowed.get(key) if key is not None else None
-        if known is None:
-            masks = masks_of()
-            pieces = []
-            for one in self.ranges:
-                mask = masks[one.uid]
-                pieces.append(np.ones(one.rows, np.bool_) if mask is None else mask[one.start : one.start + one.rows])
-            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-            few = int(np.count_nonzero(whole)) <= _EXACT_MAX
-            known = np.flatnonzero(whole) if few else Allowed(whole)
-            if key is not None:
-                self._keep(key, known)
+        kept = self._allowed.get(key) if key is not None else None
+        if kept is not None:
+            return kept[0]
+        masks = masks_of()
+        pieces = []
+        for one in self.ranges:
+            mask = masks[one.uid]
+            pieces.append(np.ones(one.rows, np.bool_) if mask is None else mask[one.start : one.start + one.rows])
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        few = int(np.count_nonzero(whole)) <= _EXACT_MAX
+        known = np.flatnonzero(whole) if few else Allowed(whole)
+        if key is not None:
+            self._keep(key, known)
         return known
 
-    def _keep(self, key: object, known: Allowed | I64) -> None:
+    def _keep(self, key: Asked, known: Allowed | I64) -> None:
         """Remember it, and forget the oldest where there are too many."""
+        size = _KEPT_BYTES + sys.getsizeof(key[0]) + known.nbytes
         with self._lock:
             if key in self._allowed:
                 return  # another thread's
-            self._allowed[key] = known
-            self._allowed_bytes += _KEPT_BYTES + known.nbytes
+            self._allowed[key] = known, size
+            self._allowed_bytes += size
             while self._allowed_bytes > _ALLOWED_BYTES and len(self._allowed) > 1:
-                _, old = self._allowed.popitem(last=False)
-                self._allowed_bytes -= _KEPT_BYTES + old.nbytes
+                _, (_, old) = self._allowed.popitem(last=False)
+                self._allowed_bytes -= old

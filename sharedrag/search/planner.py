@@ -54,7 +54,7 @@ class Planner:
         self._cut_of: tuple[_Plan, _Cut] = (_NO_PLAN, _NO_CUT)
 
     def search(
-        self, view: View, masks: PerPart, asked: object, queries: npt.NDArray[np.float32], k: int, exact: bool
+        self, view: View, masks: PerPart, asked: str | None, queries: npt.NDArray[np.float32], k: int, exact: bool
     ) -> list[Found]:
         """The best k rows for each query (n, dimension) float32; `masks[i]` (rows,) bool narrows part i, None leaves it.
 
@@ -147,7 +147,7 @@ def _ask(
     positions: Mapping[int, int],
     dead: tuple[int, ...],
     masks: PerPart,
-    asked: object,
+    asked: str | None,
     query: npt.NDArray[np.float32],
     k: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -82,30 +82,33 @@ class LiveRows:
         self._cut: list[int] = []
         self._live = 0
         self._version_base = 0
+        self._begun = 0  # cuts
         self._readers = 0
+        self._readers_lock = threading.Lock()  # its own: who has read does not wait for another thread's fold
         self._view: View | None = None
         self._indexes: tuple[tuple[int, Entry], ...] = ()
         self.definition: CollectionEntry | None = None
 
     def acquire(self) -> View:
         """The newest view; every `acquire` wants its `release`. Raises `PoolDamaged`, `CollectionDropped`."""
+        begun = self._begun
         with self.lock:
-            self._catch_up()
-            self._readers += 1
-            assert self._view is not None
-            return self._view
+            view = self._newest(begun)
+            with self._readers_lock:
+                self._readers += 1
+            return view
 
     def release(self) -> None:
         """The view is no longer read; its bitmaps may change in place again."""
-        with self.lock:
+        with self._readers_lock:
             self._readers -= 1
 
     def counts(self) -> tuple[int, int]:
         """(live rows, version) of the newest view."""
+        begun = self._begun
         with self.lock:
-            self._catch_up()
-            assert self._view is not None
-            return self._view.live, self._view.version
+            view = self._newest(begun)
+            return view.live, view.version
 
     def move_on(self) -> None:
         """Bring a view that is kept to the newest manifests, so that it pins nothing old; forget what cannot be read."""
@@ -117,11 +120,24 @@ class LiveRows:
     def after_fork_in_child(self) -> None:
         """New lock; no reader of the parent's lives here."""
         self.lock = threading.RLock()
+        self._readers_lock = threading.Lock()
         self._readers = 0
 
     # ------------------------------------------------------------------ catching up
 
+    def _newest(self, begun: int) -> View:
+        """A view of what was there when so many cuts had been begun, or later. REQUIRES: the lock.
+
+        Where another thread began one while this one waited for the lock, that is new enough: else threads that wait would
+        fold one after the other.
+        """
+        if self._begun == begun or self._view is None:
+            self._catch_up()
+        assert self._view is not None
+        return self._view
+
     def _catch_up(self) -> None:
+        self._begun += 1
         try:
             for _ in range(_CUT_ATTEMPTS):
                 snapshot = self._arena.refresh()
