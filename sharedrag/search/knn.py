@@ -162,7 +162,7 @@ def _knn(
         _swig_ptr(scores),
         _swig_ptr(rows),
     )
-    with openmp.Threads.of_scan(count, len(vectors), dimension):
+    with openmp.of_scan(count, len(vectors), dimension):
         if metric == "l2":
             faiss.knn_L2sqr(*where, None, selector)
         else:

@@ -6,10 +6,13 @@ a spinning one takes the core from the one it waits for: a scan of 20,000 rows t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import faiss
 
 _WORTH_SHARING = 1 << 27  # multiplications, some 30 ms of work, from which threads pay on a busy machine as well
-_ANY = 1 << 30
+_NEVER_SHARED = 4096  # rows that FAISS compares with one query in one thread anyway
+_AS_IT_IS = nullcontext()
 
 
 class Threads:
@@ -23,11 +26,6 @@ class Threads:
     def __init__(self, count: int) -> None:
         self._count = count
 
-    @classmethod
-    def of_scan(cls, queries: int, rows: int, dimension: int) -> Threads:
-        """As many as are worth it to compare each query with each row. One query is never shared."""
-        return cls(_ANY if queries > 1 and queries * rows * dimension >= _WORTH_SHARING else 1)
-
     def __enter__(self) -> None:
         self._before = faiss.omp_get_max_threads()
         if self._count < self._before:
@@ -36,3 +34,9 @@ class Threads:
     def __exit__(self, *_: object) -> None:
         if self._count < self._before:
             faiss.omp_set_num_threads(self._before)
+
+
+def of_scan(queries: int, rows: int, dimension: int) -> AbstractContextManager[None]:
+    """As many threads as are worth it to compare each query with each row. One query is never shared."""
+    shared = queries > 1 and queries * rows * dimension >= _WORTH_SHARING
+    return _AS_IT_IS if shared or (queries == 1 and rows <= _NEVER_SHARED) else Threads(1)

@@ -112,12 +112,13 @@ def in_pieces(runs: list[Run]) -> Iterator[tuple[list[Run], bool]]:
     while at < total:
         small = total - at > _SMALL and (total < _WORTH_A_LOOK or turns.others_are_busy())
         size, count = (_SMALL, _SMALL_AT_A_TIME) if small else (large, 1)
-        turn = turns.Turn()
+        turn = turns.Turn() if total >= _WORTH_A_LOOK else None
         for _ in range(count):
             if at < total:
                 yield _cut(runs, at, at + size), not small
                 at += size
-        turn.end()
+        if turn is not None:
+            turn.end()
         large = _FIRST if small else min(4 * large, _LARGE)
 
 
