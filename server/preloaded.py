@@ -18,6 +18,7 @@ def _preload() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for `serve`, which ends its workers
     process.forked_by = os.getpid()
     importlib.import_module("server.app")
+    importlib.import_module("sharedrag.cli")  # multiprocessing has each worker run the command's script again, to its end
     gc.collect()
     gc.freeze()  # a collection in a worker must not write into the pages of what is imported, or it has them for itself
 
