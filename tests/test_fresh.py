@@ -102,6 +102,56 @@ class TestThreads:
         assert reads >= 10  # without turns one read took up to ten seconds; with them 10 to 40 ms, the first up to 2 s
 
 
+class _Counted:
+    """A lock that tells how many wait for it or hold it."""
+
+    def __init__(self) -> None:
+        self._lock, self._guard = threading.RLock(), threading.Lock()
+        self.entered = 0
+
+    def __enter__(self) -> None:
+        with self._guard:
+            self.entered += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_threads_that_wait_share_one_fold(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have called before it begins, so that it shows them all they may ask for; who has read does not wait at all."""
+    collection = pool.collection("c")
+    live, lock = collection.live, _Counted()
+    folds: list[int] = []
+    original = live._catch_up
+
+    def counted() -> None:
+        folds.append(1)
+        original()
+
+    live.acquire()
+    monkeypatch.setattr(live, "lock", lock)
+    monkeypatch.setattr(live, "_catch_up", counted)
+    seen: list[int] = []
+    threads = [threading.Thread(target=lambda: seen.append(live.counts()[0])) for _ in range(5)]
+    with lock:
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 30
+        while lock.entered < 6 and time.monotonic() < until:
+            time.sleep(0.001)
+        other = threading.Thread(target=live.release)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+        collection.put(["a"])
+        folds.clear()
+    for thread in threads:
+        thread.join(30)
+    assert seen == [1] * 5
+    assert len(folds) == 1
+
+
 def _write_one_id(path: str, written: Synchronized[int], stop: Event) -> None:
     with Pool.open(path, maintenance=False) as pool:
         collection = pool.collection("c")
